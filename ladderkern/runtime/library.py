@@ -1,0 +1,98 @@
+"""Op registration and loading of the compiled library.
+
+Python owns every schema, so that the package works with no compiled part. Each op has three overloads of one schema:
+the default one, which the dispatcher resolves (native C++ on CPU where it is built, Triton on a GPU, else the reference),
+and ``.reference`` and ``.triton``, which force that implementation. Being ops, all three compile, export and pass opcheck.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+NAMESPACE = "ladderkern"
+_library = torch.library.Library(NAMESPACE, "DEF")  # noqa: TOR901 - lives as long as the process
+
+
+@dataclass(frozen=True)
+class Op:
+    """One registered op and its forced overloads."""
+
+    name: str
+    default: Any
+    reference: Any
+    triton: Any
+
+
+OPS: dict[str, Op] = {}
+
+
+def define(
+    name: str, schema: str, *, reference: Callable[..., Any], fake: Callable[..., Any], triton: tuple[str, str]
+) -> Op:
+    """Register one op: schema text, fake, and its Python implementations.
+
+    ``triton`` is (module, function) of the launcher: Triton is imported when the first call needs it, not before.
+    """
+    module, function = triton
+
+    def launch(*args: Any, **kwargs: Any) -> Any:
+        return getattr(importlib.import_module(module), function)(*args, **kwargs)
+
+    for overload, implementation in (("", reference), (".reference", reference), (".triton", launch)):
+        _library.define(f"{name}{overload}{schema}")
+        _library.impl(f"{name}{overload}", implementation, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"{NAMESPACE}::{name}{overload}", fake, lib=_library)
+    _library.impl(name, launch, "CUDA")  # also ROCm, whose dispatch key is the same
+    packet = getattr(getattr(torch.ops, NAMESPACE), name)
+    OPS[name] = Op(name, packet.default, packet.reference, packet.triton)
+    return OPS[name]
+
+
+def define_composite(name: str, schema: str, implementation: Callable[..., Any]) -> Any:
+    """Register an op that decomposes into differentiable PyTorch on every device."""
+    _library.define(f"{name}{schema}")
+    _library.impl(name, implementation, "CompositeImplicitAutograd")
+    return getattr(getattr(torch.ops, NAMESPACE), name).default
+
+
+@dataclass(frozen=True)
+class NativeStatus:
+    """Whether the C++ library serves, and if not, why."""
+
+    loaded: bool
+    reason: str
+    path: Path
+
+
+def _load_native() -> NativeStatus:
+    path = Path(__file__).resolve().parent.parent / "lib" / "libladderkern_native.so"
+    if not path.exists():
+        return NativeStatus(False, "not built: this is a pure-Python installation", path)
+    try:
+        torch.ops.load_library(str(path))
+    except (OSError, RuntimeError) as error:
+        wanted = os.environ.get("LADDERKERN_CPU_ISA")
+        hint = f" (LADDERKERN_CPU_ISA={wanted})" if wanted else ""
+        return NativeStatus(False, f"failed to load{hint}: {str(error).splitlines()[0]}", path)
+    return NativeStatus(True, "", path)
+
+
+NATIVE = _load_native()
+
+
+def cpu_isa() -> str:
+    """The CPU tier that the native library chose at load: baseline, avx2 or avx512."""
+    if not NATIVE.loaded:
+        return "none"
+    import ctypes
+
+    name = ctypes.CDLL(str(NATIVE.path)).ladderkern_cpu_isa
+    name.restype = ctypes.c_char_p
+    return name().decode()

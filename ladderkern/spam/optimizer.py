@@ -1,0 +1,186 @@
+"""The SPAM optimizer: what users construct, step and checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, ParamsT
+
+from . import ops, state
+from .options import check_group, op_options
+from .sharding import Shard
+
+
+class SPAM(Optimizer):
+    """Adam with momentum reset, spike-aware clipping and optional sparse momentum, one fused call a step and group.
+
+    Args:
+        params: parameters, named parameters or groups, as for any ``torch.optim.Optimizer``. float32, bfloat16, float16 or
+            float64; gradients may have another of these dtypes. DTensors (FSDP2, tensor parallel) are stepped shard by shard.
+        lr: learning rate; a float or a tensor of one number (use a tensor under ``torch.compile`` and CUDA graphs).
+        betas: decay rates of the moments, in [0, 1).
+        eps: added to sqrt(exp_avg_sq) before bias correction, as published.
+        weight_decay: decoupled: ``p *= 1 - lr * weight_decay`` before the update, for every element.
+        threshold: theta. A gradient with g^2 > theta * exp_avg_sq is cut to sign(g) sqrt(theta * exp_avg_sq). 0 or None: never.
+        reset_interval: steps in a cycle; both moments restart from zero when ``step`` is a multiple of it. 0 or None: never.
+        warmup_steps: length of the cosine re-warm-up of the update after each reset.
+        unclipped_steps: steps at the start of each cycle in which nothing is clipped.
+        density: share of the elements that hold moments and move in a cycle: a multiple of 1/16 in (0, 1].
+        mask_unit: what is drawn: ``"element"`` (16 * density of every 16 along the last dimension) or ``"row"`` (of every 16
+            rows along the first). Parameters to which it cannot apply stay dense; see :func:`ladderkern.spam.mask`.
+        bias_correction: ``"global"`` counts all steps, as published; ``"cycle"`` restarts with the moments.
+        zero_variance: where exp_avg_sq is 0, ``"pass"`` leaves the gradient alone; ``"freeze"`` clips it to 0, as published.
+        seed: of the masks and of the stochastic rounding of bfloat16 moments.
+        maximize: ascend instead.
+        capturable: promise that ``step`` may run inside CUDA-graph capture; no device value is ever read on the host.
+        state_dtype: dtype of the moments: None (float32; float64 for float64 parameters), float32, bfloat16 (rounded
+            stochastically) or float64.
+
+    All but ``params`` may be set per group. State per parameter: ``step`` (0-dim float32), ``exp_avg``, ``exp_avg_sq``; nothing
+    else. Masks are a function of (seed, index of the parameter over all groups, cycle), so with one optimizer per parameter
+    every index is 0 and parameters of one shape draw the same mask. ``step`` counts exactly up to 2^24.
+
+    Raises:
+        ValueError: an option out of range, named in the message.
+        TypeError: complex or integer parameters; at ``step``, sparse or complex gradients.
+
+    Source: Huang et al. 2025, arXiv 2501.06842, and the published code; differences: decoupled weight decay that works for
+    every element, ``p.grad`` left alone, exact mask counts, per-parameter phase, closures run with gradients on.
+
+    >>> optimizer = ladderkern.SPAM(model.parameters(), lr=1e-3)
+    >>> model(torch.ones(1, 4)).sum().backward()
+    >>> optimizer.step()
+    """
+
+    # What torch.amp.GradScaler looks at: it hands over grad_scale and found_inf, and never reads found_inf on the host.
+    _step_supports_amp_scaling = True
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.0,
+        *,
+        threshold: float | None = 5000.0,
+        reset_interval: int | None = 500,
+        warmup_steps: int = 150,
+        unclipped_steps: int = 20,
+        density: float = 1.0,
+        mask_unit: str = "element",
+        bias_correction: str = "global",
+        zero_variance: str = "pass",
+        seed: int = 0,
+        maximize: bool = False,
+        capturable: bool = False,
+        state_dtype: torch.dtype | None = None,
+    ) -> None:
+        defaults = {name: value for name, value in locals().items() if name not in ("self", "params", "__class__")}
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters with options of their own; options out of range raise and leave the optimizer as it was."""
+        check_group({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+        try:
+            state.check_params(self.param_groups[-1])
+        except (TypeError, ValueError):
+            self.param_groups.pop()
+            raise
+
+    def __setstate__(self, pickled: dict[str, Any]) -> None:
+        super().__setstate__(pickled)
+        for group in self.param_groups:  # checkpoints of AdamW lack our options
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state of SPAM, or of torch's Adam or AdamW; moments are cast to ``state_dtype``, never to the parameter's dtype.
+
+        Raises:
+            ValueError: moments of other shapes than this optimizer's (nothing is changed then).
+        """
+        with state.keeping_precision(self):
+            super().load_state_dict(state_dict)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One step of every parameter that has a gradient.
+
+        Args:
+            closure: reevaluates the model and returns the loss; run with gradients on.
+
+        Returns:
+            the closure's value, or None.
+        """
+        self._cuda_graph_capture_health_check()
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        first, calls = 0, []
+        for group in self.param_groups:
+            gradients = [(first + i, p, p.grad) for i, p in enumerate(group["params"]) if p.grad is not None]
+            state.check_gradients(gradients, group)
+            calls.append((group, gradients))
+            first += len(group["params"])
+        for group, gradients in calls:  # every gradient is known to be fit before the first parameter moves
+            self._step_group(group, gradients)
+        return loss
+
+    def _step_group(self, group: dict[str, Any], gradients: list[tuple[int, Tensor, Tensor]]) -> None:
+        batches: dict[torch.device, _Batch] = {}
+        for index, p, grad in gradients:
+            s = self.state[p]
+            if len(s) < 3:
+                state.initialise(s, p, group)
+            batch = batches.get(p.device)
+            if batch is None:
+                batch = batches[p.device] = _Batch()
+            batch.add(index, p, grad, s)
+        for device, batch in batches.items():
+            batch.run(group, device, getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
+
+
+class _Batch:
+    """The tensor lists of one op call: the parameters of one group on one device."""
+
+    def __init__(self) -> None:
+        self.lists: tuple[list[Tensor], ...] = ([], [], [], [], [])
+        self.indices: list[int] = []
+        self.shards: list[Shard | None] = []
+
+    def add(self, index: int, p: Tensor, grad: Tensor, s: dict[str, Tensor]) -> None:
+        tensors = (p, grad, s["exp_avg"], s["exp_avg_sq"])
+        shard = Shard.of(p)
+        if shard is not None:
+            tensors = shard.local(*tensors)
+        for items, tensor in zip(self.lists, (*tensors, s["step"]), strict=True):
+            items.append(tensor)
+        self.indices.append(index)
+        self.shards.append(shard)
+
+    def run(self, group: dict[str, Any], device: torch.device, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
+        lr = group["lr"]
+        if not isinstance(lr, Tensor):
+            lr = torch.tensor(lr, dtype=torch.float64)
+        elif device.type == "cpu":
+            lr = lr.to(device)
+        placement: list[int] = []
+        if any(self.shards):
+            for shard, p in zip(self.shards, self.lists[0], strict=True):
+                placement += shard.placement if shard else (p.numel(), p.numel(), 0, 0)
+        on_device = [None if t is None else t.to(device, non_blocking=True) for t in (grad_scale, found_inf)]
+        ops.spam_step_(
+            *self.lists,
+            lr,
+            **op_options(group),
+            indices=self.indices,
+            placement=placement,
+            grad_scale=on_device[0],
+            found_inf=on_device[1],
+        )
