@@ -22,42 +22,44 @@ void spam_run(const SpamCall&, int64_t, int64_t);
 namespace {
 
 struct Tier {
-  const char* name;
-  bool present;
-  SpamRun spam;
+    const char* name;
+    bool present;
+    SpamRun spam;
 };
 
 Tier choose() {
-  Tier tiers[] = {
+    Tier tiers[] = {
 #ifdef LK_X86_TIERS
-      {"avx512", bool(__builtin_cpu_supports("x86-64-v4")), avx512::spam_run},
-      {"avx2", bool(__builtin_cpu_supports("x86-64-v3")), avx2::spam_run},
+        {"avx512", bool(__builtin_cpu_supports("x86-64-v4")), avx512::spam_run},
+        {"avx2", bool(__builtin_cpu_supports("x86-64-v3")), avx2::spam_run},
 #endif
-      {"baseline", true, baseline::spam_run},
-  };
-  const char* forced = std::getenv("LADDERKERN_CPU_ISA");
-  for (const Tier& tier : tiers)
-    if (forced && *forced ? tier.name == std::string(forced) : tier.present) return tier;
-  return {forced, false, nullptr};
+        {"baseline", true, baseline::spam_run},
+    };
+    const char* forced = std::getenv("LADDERKERN_CPU_ISA");
+    for (const Tier& tier : tiers)
+        if (forced && *forced ? tier.name == std::string(forced) : tier.present)
+            return tier;
+    return {forced, false, nullptr};
 }
 
 const Tier& tier() {
-  static const Tier chosen = choose();
-  return chosen;
+    static const Tier chosen = choose();
+    return chosen;
 }
 
-}  // namespace
+} // namespace
 
 SpamRun spam_run() {
-  if (!tier().present)
-    throw std::runtime_error(std::string("LADDERKERN_CPU_ISA must name a tier of this CPU and build (baseline, avx2, avx512), got ") +
-                             tier().name);
-  return tier().spam;
+    if (!tier().present)
+        throw std::runtime_error(
+            std::string("LADDERKERN_CPU_ISA must name a tier of this CPU and build (baseline, avx2, avx512), got ") +
+            tier().name);
+    return tier().spam;
 }
 
-}  // namespace lk
+} // namespace lk
 
 // For info(): the tier in use, or null where the forced one cannot serve.
 extern "C" __attribute__((visibility("default"))) const char* ladderkern_cpu_isa() {
-  return lk::tier().present ? lk::tier().name : nullptr;
+    return lk::tier().present ? lk::tier().name : nullptr;
 }

@@ -1,4 +1,5 @@
-// Functions of csrc/math have internal linkage: each ISA tier compiles its own copy, and the linker must never merge two of them.
+// Functions of csrc/math have internal linkage: each ISA tier compiles its own copy, and the linker must never merge two of
+// them.
 #pragma once
 
 #ifdef __CUDACC__

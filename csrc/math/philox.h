@@ -7,47 +7,20 @@
 
 namespace lk {
 
-constexpr uint32_t kMaskStream = 0, kRoundingStream = 0x5F3759DFu;  // keep the draws of masks and of roundings apart
+constexpr uint32_t kMaskStream = 0, kRoundingStream = 0x5F3759DFu; // keep the draws of masks and of roundings apart
 
 // One block of four words in place: c[0..3] is the counter, then the words.
 LK_FN void philox(uint32_t* c, uint64_t seed, uint32_t stream) {
-  uint32_t k0 = uint32_t(seed), k1 = uint32_t(seed >> 32) ^ stream;
-  for (int round = 0; round < 10; ++round) {
-    const uint64_t a = uint64_t(0xD2511F53u) * c[0], b = uint64_t(0xCD9E8D57u) * c[2];
-    c[0] = uint32_t(b >> 32) ^ c[1] ^ k0;
-    c[1] = uint32_t(b);
-    c[2] = uint32_t(a >> 32) ^ c[3] ^ k1;
-    c[3] = uint32_t(a);
-    k0 += 0x9E3779B9u;
-    k1 += 0xBB67AE85u;
-  }
-}
-
-constexpr int kPhiloxLanes = 16;
-
-// kPhiloxLanes consecutive blocks, lane by lane, so that it vectorises: words of block first + i go to out[4 i .. 4 i + 3].
-LK_FN void philox_lanes(uint32_t* out, uint64_t first, uint32_t c2, uint32_t c3, uint64_t seed, uint32_t stream) {
-  uint32_t c[4][kPhiloxLanes];
-  for (int i = 0; i < kPhiloxLanes; ++i) {
-    c[0][i] = uint32_t(first + i);
-    c[1][i] = uint32_t((first + i) >> 32);
-    c[2][i] = c2;
-    c[3][i] = c3;
-  }
-  uint32_t k0 = uint32_t(seed), k1 = uint32_t(seed >> 32) ^ stream;
-  for (int round = 0; round < 10; ++round) {
-    for (int i = 0; i < kPhiloxLanes; ++i) {
-      const uint64_t a = uint64_t(0xD2511F53u) * c[0][i], b = uint64_t(0xCD9E8D57u) * c[2][i];
-      c[0][i] = uint32_t(b >> 32) ^ c[1][i] ^ k0;
-      c[1][i] = uint32_t(b);
-      c[2][i] = uint32_t(a >> 32) ^ c[3][i] ^ k1;
-      c[3][i] = uint32_t(a);
+    uint32_t k0 = uint32_t(seed), k1 = uint32_t(seed >> 32) ^ stream;
+    for (int round = 0; round < 10; ++round) {
+        const uint64_t a = uint64_t(0xD2511F53u) * c[0], b = uint64_t(0xCD9E8D57u) * c[2];
+        c[0] = uint32_t(b >> 32) ^ c[1] ^ k0;
+        c[1] = uint32_t(b);
+        c[2] = uint32_t(a >> 32) ^ c[3] ^ k1;
+        c[3] = uint32_t(a);
+        k0 += 0x9E3779B9u;
+        k1 += 0xBB67AE85u;
     }
-    k0 += 0x9E3779B9u;
-    k1 += 0xBB67AE85u;
-  }
-  for (int i = 0; i < kPhiloxLanes; ++i)
-    for (int word = 0; word < 4; ++word) out[4 * i + word] = c[word][i];
 }
 
-}  // namespace lk
+} // namespace lk

@@ -9,97 +9,95 @@
 
 namespace lk {
 
-constexpr int kStratum = 16;  // a draw takes 16 * density elements (or rows) of every 16 consecutive ones
+constexpr int kStratum = 16; // a draw takes 16 * density elements (or rows) of every 16 consecutive ones
 
 struct SpamHyper {
-  double lr, beta1, beta2, eps, weight_decay, threshold;
-  int64_t reset_interval, warmup_steps, unclipped_steps;
-  bool cycle_correction, freeze_zero_variance, maximize, row_mask;
-  int chosen;  // 16 * density
-  uint64_t seed;
+    double lr, beta1, beta2, eps, weight_decay, threshold;
+    int64_t reset_interval, warmup_steps, unclipped_steps;
+    bool cycle_correction, freeze_zero_variance, maximize, row_mask;
+    int chosen; // 16 * density
+    uint64_t seed;
 };
 
-template <class T>
-LK_FN T inverse_factorial(int n) {
-  double product = 1;
-  for (int i = 2; i <= n; ++i) product *= i;
-  return T(1 / product);
+template <class T> LK_FN T inverse_factorial(int n) {
+    double product = 1;
+    for (int i = 2; i <= n; ++i)
+        product *= i;
+    return T(1 / product);
 }
 
 // exp(x) - 1 for x <= 0: 2^n (q + 1) - 1 with q = expm1(x - n ln 2).
-template <class T>
-LK_FN T expm1_negative(T x) {
-  x = x < T(-80) ? T(-80) : x;
-  const T n = std::nearbyint(x * T(1.4426950408889634));
-  const T r = (x - n * T(0.693359375)) - n * T(-2.12194440054690583e-4);
-  T q = inverse_factorial<T>(14);
-  for (int i = 13; i >= 1; --i) q = q * r + inverse_factorial<T>(i);
-  const T scale = std::ldexp(T(1), int(n));
-  return scale * (q * r) + (scale - T(1));
+template <class T> LK_FN T expm1_negative(T x) {
+    x = x < T(-80) ? T(-80) : x;
+    const T n = std::nearbyint(x * T(1.4426950408889634));
+    const T r = (x - n * T(0.693359375)) - n * T(-2.12194440054690583e-4);
+    T q = inverse_factorial<T>(14);
+    for (int i = 13; i >= 1; --i)
+        q = q * r + inverse_factorial<T>(i);
+    const T scale = std::ldexp(T(1), int(n));
+    return scale * (q * r) + (scale - T(1));
 }
 
 // sin(x) on [0, pi/2].
-template <class T>
-LK_FN T sine(T x) {
-  const T square = x * x;
-  T q = inverse_factorial<T>(21);
-  for (int i = 19; i >= 1; i -= 2) q = inverse_factorial<T>(i) - q * square;
-  return q * x;
+template <class T> LK_FN T sine(T x) {
+    const T square = x * x;
+    T q = inverse_factorial<T>(21);
+    for (int i = 19; i >= 1; i -= 2)
+        q = inverse_factorial<T>(i) - q * square;
+    return q * x;
 }
 
 struct SpamPhase {
-  int64_t n, cycle, k;
+    int64_t n, cycle, k;
 };
 LK_FN SpamPhase spam_phase(int64_t n, int64_t reset_interval) {
-  if (reset_interval == 0) return {n, 0, n};
-  return {n, n / reset_interval, n % reset_interval};
+    if (reset_interval == 0)
+        return {n, 0, n};
+    return {n, n / reset_interval, n % reset_interval};
 }
 
 // s(k) = 0.01 + 0.99 sin^2(pi k / (2 (W + 1))) for k < W after a reset, else 1.
-template <class T>
-LK_FN T warmup(const SpamPhase& phase, int64_t warmup_steps) {
-  if (phase.cycle == 0 || phase.k >= warmup_steps) return T(1);
-  const T s = sine<T>(T(phase.k) * T(0.5 * 3.14159265358979323846 / double(warmup_steps + 1)));
-  return T(0.01) + T(0.99) * (s * s);
+template <class T> LK_FN T warmup(const SpamPhase& phase, int64_t warmup_steps) {
+    if (phase.cycle == 0 || phase.k >= warmup_steps)
+        return T(1);
+    const T s = sine<T>(T(phase.k) * T(0.5 * 3.14159265358979323846 / double(warmup_steps + 1)));
+    return T(0.01) + T(0.99) * (s * s);
 }
 
 // What the update of an element needs, all computed once a parameter.
-template <class T>
-struct SpamScalars {
-  T beta1, one_minus_beta1, beta2, one_minus_beta2, eps, threshold, step_size, decay, sign;
+template <class T> struct SpamScalars {
+    T beta1, one_minus_beta1, beta2, one_minus_beta2, eps, threshold, step_size, decay, sign;
 };
 
-template <class T>
-LK_FN SpamScalars<T> spam_scalars(const SpamHyper& h, const SpamPhase& phase) {
-  const T t = T(h.cycle_correction && phase.cycle > 0 ? phase.k + 1 : phase.n);
-  const T log1 = T(h.beta1 > 0 ? std::log(h.beta1) : -1e4), log2 = T(h.beta2 > 0 ? std::log(h.beta2) : -1e4);
-  const T correction1 = -expm1_negative<T>(t * log1), correction2 = -expm1_negative<T>(t * log2);
-  SpamScalars<T> s;
-  s.beta1 = T(h.beta1), s.one_minus_beta1 = T(1 - h.beta1);
-  s.beta2 = T(h.beta2), s.one_minus_beta2 = T(1 - h.beta2);
-  s.eps = T(h.eps), s.threshold = T(h.threshold);
-  s.step_size = T(h.lr) * warmup<T>(phase, h.warmup_steps) * std::sqrt(correction2) / correction1;
-  s.decay = T(1 - h.lr * h.weight_decay);
-  s.sign = T(h.maximize ? -1 : 1);
-  return s;
+template <class T> LK_FN SpamScalars<T> spam_scalars(const SpamHyper& h, const SpamPhase& phase) {
+    const T t = T(h.cycle_correction && phase.cycle > 0 ? phase.k + 1 : phase.n);
+    const T log1 = T(h.beta1 > 0 ? std::log(h.beta1) : -1e4), log2 = T(h.beta2 > 0 ? std::log(h.beta2) : -1e4);
+    const T correction1 = -expm1_negative<T>(t * log1), correction2 = -expm1_negative<T>(t * log2);
+    SpamScalars<T> s;
+    s.beta1 = T(h.beta1), s.one_minus_beta1 = T(1 - h.beta1);
+    s.beta2 = T(h.beta2), s.one_minus_beta2 = T(1 - h.beta2);
+    s.eps = T(h.eps), s.threshold = T(h.threshold);
+    s.step_size = T(h.lr) * warmup<T>(phase, h.warmup_steps) * std::sqrt(correction2) / correction1;
+    s.decay = T(1 - h.lr * h.weight_decay);
+    s.sign = T(h.maximize ? -1 : 1);
+    return s;
 }
 
 // How the elements of a parameter are treated at this step.
 enum class SpamClip { kNone, kPass, kFreeze };
 
 // m, v, p of one element. v is the old second moment while clipping: |g| <= sqrt(threshold v), v == 0 passes or freezes.
-template <class T, SpamClip Clip>
-LK_FN void spam_element(T& p, T g, T& m, T& v, const SpamScalars<T>& s) {
-  g *= s.sign;
-  if (Clip != SpamClip::kNone) {
-    const T bound = s.threshold * v;
-    const bool spike = g * g > bound && (Clip == SpamClip::kFreeze || v != T(0));
-    const T limited = std::copysign(std::sqrt(bound), g);
-    g = spike ? limited : g;
-  }
-  m = s.beta1 * m + s.one_minus_beta1 * g;
-  v = s.beta2 * v + s.one_minus_beta2 * (g * g);
-  p = p * s.decay - s.step_size * (m / (std::sqrt(v) + s.eps));
+template <class T, SpamClip Clip> LK_FN void spam_element(T& p, T g, T& m, T& v, const SpamScalars<T>& s) {
+    g *= s.sign;
+    if (Clip != SpamClip::kNone) {
+        const T bound = s.threshold * v;
+        const bool spike = g * g > bound && (Clip == SpamClip::kFreeze || v != T(0));
+        const T limited = std::copysign(std::sqrt(bound), g);
+        g = spike ? limited : g;
+    }
+    m = s.beta1 * m + s.one_minus_beta1 * g;
+    v = s.beta2 * v + s.one_minus_beta2 * (g * g);
+    p = p * s.decay - s.step_size * (m / (std::sqrt(v) + s.eps));
 }
 
-}  // namespace lk
+} // namespace lk

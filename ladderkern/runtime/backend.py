@@ -155,5 +155,3 @@ def triton_version() -> str | None:
         return metadata.version("triton")
     except metadata.PackageNotFoundError:
         return None
-
-

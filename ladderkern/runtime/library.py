@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 NAMESPACE = "ladderkern"
-_library = torch.library.Library(NAMESPACE, "DEF")  # noqa: TOR901 - lives as long as the process
+_library = torch.library.Library(NAMESPACE, "DEF")
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,7 @@ class Op:
 OPS: dict[str, Op] = {}
 
 
-def define(
-    name: str, schema: str, *, reference: Callable[..., Any], fake: Callable[..., Any], triton: tuple[str, str]
-) -> Op:
+def define(name: str, schema: str, *, reference: Callable[..., Any], fake: Callable[..., Any], triton: tuple[str, str]) -> Op:
     """Register one op: schema text, fake, and its Python implementations.
 
     ``triton`` is (module, function) of the launcher: Triton is imported when the first call needs it, not before.
@@ -93,6 +91,7 @@ def cpu_isa() -> str:
         return "none"
     import ctypes
 
-    name = ctypes.CDLL(str(NATIVE.path)).ladderkern_cpu_isa
-    name.restype = ctypes.c_char_p
-    return name().decode()
+    query = ctypes.CDLL(str(NATIVE.path)).ladderkern_cpu_isa
+    query.restype = ctypes.c_char_p
+    name: bytes | None = query()
+    return name.decode() if name else f"unavailable: LADDERKERN_CPU_ISA={os.environ.get('LADDERKERN_CPU_ISA')}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from .ops import eligible
 MASK_UNITS = ("element", "row")
 
 
+@lru_cache(maxsize=64)
 def sixteenths(density: float) -> int:
     """16 * density as an int.
 

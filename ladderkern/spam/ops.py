@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,8 +80,8 @@ def _check_one(at: str, p: Tensor, g: Tensor, m: Tensor, v: Tensor, step: Tensor
     shapes = {tuple(p.shape), compact_shape(p.shape, density_16ths, row_mask)}
     for name, tensor in (("exp_avgs", m), ("exp_avg_sqs", v)):
         if tuple(tensor.shape) not in shapes or tensor.shape != m.shape:
-            allowed = " or ".join(str(shape) for shape in sorted(shapes))
-            raise ValueError(f"{name}{at} must have shape {allowed}, got {tuple(tensor.shape)}")
+            either = " or ".join(str(shape) for shape in sorted(shapes))
+            raise ValueError(f"{name}{at} must have shape {either}, got {tuple(tensor.shape)}")
     if step.dtype != torch.float32 or step.numel() != 1:
         raise TypeError(f"steps{at} must hold one float32 number, got {step.dtype} of shape {tuple(step.shape)}")
 
@@ -89,7 +90,9 @@ def _names(dtypes: Sequence[torch.dtype]) -> str:
     return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
 
 
-def _step_fake(params, grads, exp_avgs, exp_avg_sqs, steps, lr, *, indices, placement, grad_scale=None, found_inf=None, **hyper):
+def _step_fake(
+    params, grads, exp_avgs, exp_avg_sqs, steps, lr, *, indices, placement, grad_scale=None, found_inf=None, **hyper
+):
     check(params, grads, exp_avgs, exp_avg_sqs, steps, lr, indices, placement, hyper["density_16ths"], hyper["row_mask"])
 
 
@@ -117,13 +120,24 @@ SPAM_STEP = library.define(
 SPAM_UPDATE = library.define_composite("spam_update", _UPDATE, _update)
 
 
-def spam_step_(params, grads, exp_avgs, exp_avg_sqs, steps, lr: Tensor, *, indices, placement, **options) -> None:
-    """``torch.ops.ladderkern.spam_step_`` on the backend in force; errors name the argument as ValueError or TypeError."""
-    overload = backend.select(SPAM_STEP, *params[:1])
+def spam_step_(
+    lists: Sequence[list[Tensor]],
+    lr: Tensor,
+    indices: list[int],
+    placement: list[int],
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+    options: dict[str, Any],
+) -> None:
+    """``torch.ops.ladderkern.spam_step_`` on the backend in force; errors name the argument as ValueError or TypeError.
+
+    ``lists`` are params, grads, exp_avgs, exp_avg_sqs and steps; ``options`` the schema's keywords from beta1 to seed.
+    """
+    overload = backend.select(SPAM_STEP, *lists[0][:1])
+    where = {"indices": indices, "placement": placement}
     try:
-        overload(params, grads, exp_avgs, exp_avg_sqs, steps, lr, indices=indices, placement=placement, **options)
+        overload(*lists, lr, grad_scale=grad_scale, found_inf=found_inf, **where, **options)
     except RuntimeError:
         # Native code checks before it writes, and can only raise RuntimeError: say the same in Python's terms.
-        masks = options["density_16ths"], options["row_mask"]
-        check(params, grads, exp_avgs, exp_avg_sqs, steps, lr, indices, placement, *masks)
+        check(*lists, lr, indices, placement, options["density_16ths"], options["row_mask"])
         raise

@@ -99,7 +99,7 @@ class SPAM(Optimizer):
                 group.setdefault(name, value)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state of SPAM, or of torch's Adam or AdamW; moments are cast to ``state_dtype``, never to the parameter's dtype.
+        """Load a state of SPAM or of torch's Adam or AdamW; moments are cast to ``state_dtype``, not to the parameter's dtype.
 
         Raises:
             ValueError: moments of other shapes than this optimizer's (nothing is changed then).
@@ -117,7 +117,7 @@ class SPAM(Optimizer):
         Returns:
             the closure's value, or None.
         """
-        self._cuda_graph_capture_health_check()
+        self._check_capture()
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -131,6 +131,10 @@ class SPAM(Optimizer):
         for group, gradients in calls:  # every gradient is known to be fit before the first parameter moves
             self._step_group(group, gradients)
         return loss
+
+    def _check_capture(self) -> None:
+        check = getattr(self, "_accelerator_graph_capture_health_check", None)  # its name since torch 2.13
+        (check or self._cuda_graph_capture_health_check)()
 
     def _step_group(self, group: dict[str, Any], gradients: list[tuple[int, Tensor, Tensor]]) -> None:
         batches: dict[torch.device, _Batch] = {}
@@ -155,7 +159,7 @@ class _Batch:
         self.shards: list[Shard | None] = []
 
     def add(self, index: int, p: Tensor, grad: Tensor, s: dict[str, Tensor]) -> None:
-        tensors = (p, grad, s["exp_avg"], s["exp_avg_sq"])
+        tensors: tuple[Tensor, ...] = (p, grad, s["exp_avg"], s["exp_avg_sq"])
         shard = Shard.of(p)
         if shard is not None:
             tensors = shard.local(*tensors)
@@ -175,12 +179,4 @@ class _Batch:
             for shard, p in zip(self.shards, self.lists[0], strict=True):
                 placement += shard.placement if shard else (p.numel(), p.numel(), 0, 0)
         on_device = [None if t is None else t.to(device, non_blocking=True) for t in (grad_scale, found_inf)]
-        ops.spam_step_(
-            *self.lists,
-            lr,
-            **op_options(group),
-            indices=self.indices,
-            placement=placement,
-            grad_scale=on_device[0],
-            found_inf=on_device[1],
-        )
+        ops.spam_step_(self.lists, lr, self.indices, placement, on_device[0], on_device[1], op_options(group))

@@ -1,7 +1,7 @@
 """SPAM in plain PyTorch: the law that every backend must match.
 
 Huang et al. 2025, "SPAM: Spike-Aware Adam with Momentum Reset" (arXiv 2501.06842), in the arithmetic of the published code
-(TianjinYellow/SPAM-Optimizer, e8185fb) except where ``docs`` of :class:`ladderkern.SPAM` say otherwise. Nothing here reads a
+(TianjinYellow/SPAM-Optimizer, e8185fb) except where the docstring of :class:`ladderkern.SPAM` says otherwise. Nothing here reads a
 device value on the host: the phase of the cycle is computed from the ``step`` tensor.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -96,7 +97,7 @@ def _log(beta: float) -> float:
 # ------------------------------------------------------------------------------------------- counter-based random numbers
 
 
-def philox(counter: Sequence[Tensor | int], seed: int, stream: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def philox(counter: Sequence[Any], seed: int, stream: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Philox4x32-10 (Salmon et al. 2011) of four 32-bit counter words, held in int64; key = the seed's halves."""
     c0, c1, c2, c3 = counter
     k0, k1 = seed & _WORD, (seed >> 32 & _WORD) ^ stream
@@ -108,7 +109,7 @@ def philox(counter: Sequence[Tensor | int], seed: int, stream: int) -> tuple[Ten
     return c0, c1, c2, c3
 
 
-def _multiply(a: int, b: Tensor | int) -> tuple[Tensor, Tensor]:
+def _multiply(a: int, b: Any) -> tuple[Any, Any]:
     """High and low word of the product of two 32-bit numbers, by halves, so that no int64 overflows."""
     low = a * (b & 0xFFFF)
     middle = a * (b >> 16) + (low >> 16)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -27,13 +29,15 @@ class Shard:
 
     ``placement`` is what the ops take: (local block, global block, offset, row offset); element e of the shard is element
     ``e // local block * global block + offset + e % local block`` of the parameter, and row r is row ``row offset + r``.
+    ``pieces`` are the (start, size) into which each dimension is cut over all ranks, so that every rank raises alike.
     """
 
     mesh: Any
     placements: tuple[Any, ...]
+    device: torch.device
     global_shape: tuple[int, ...]
     local_shape: tuple[int, ...]
-    starts: tuple[int, ...]
+    pieces: tuple[tuple[tuple[int, int], ...], ...]
     placement: tuple[int, int, int, int]
 
     @staticmethod
@@ -41,13 +45,14 @@ class Shard:
         """The shard that ``p`` is, or None for a plain tensor.
 
         Raises:
-            ValueError: a partial placement, or a box cut in more than two dimensions.
+            ValueError: a partial placement, a shard that is no box, or a box cut in more than two dimensions.
         """
         if DTensor is None or not isinstance(p, DTensor):
             return None
-        if p not in _shards:
-            _shards[p] = _measure(p)
-        return _shards[p]
+        shard = _shards.get(p)
+        if shard is None or shard.mesh is not p.device_mesh or shard.placements != p.placements:
+            shard = _shards[p] = _measure(p)
+        return shard
 
     def local(self, p: Any, grad: Any, *moments: Any) -> tuple[Tensor, ...]:
         """The local tensors of parameter, gradient and moments.
@@ -66,43 +71,89 @@ class Shard:
         """Zero moments of global ``shape``, sharded like the parameter.
 
         Raises:
-            ValueError: the shard's boundary cuts a stratum of 16 along the drawn dimension.
+            ValueError: a shard's boundary, on whichever rank, cuts a stratum of 16 along the drawn dimension.
         """
         local = list(self.local_shape)
-        drawn = 0 if row_mask else len(self.global_shape) - 1
         if shape != self.global_shape:
-            start, size = self.starts[drawn], local[drawn]
-            if size and (start % STRATUM or size % STRATUM):
-                unit, cure = ("rows", "mask_unit='element'") if row_mask else ("elements", "mask_unit='row'")
-                raise ValueError(
-                    f"density < 1: the shard of {name} holds {unit} {start} to {start + size - 1} of dimension {drawn}, which cuts "
-                    f"a stratum of {STRATUM}; use {cure}, density=1, or shards of a multiple of {STRATUM} {unit}"
-                )
-            local[drawn] = size * shape[drawn] // self.global_shape[drawn]
+            drawn = 0 if row_mask else len(shape) - 1
+            for start, size in self.pieces[drawn]:
+                if size and (start % STRATUM or size % STRATUM):
+                    raise ValueError(_cut_stratum(name, row_mask, drawn, start, size))
+            local[drawn] = local[drawn] // STRATUM * (shape[drawn] // (self.global_shape[drawn] // STRATUM))
         stride = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
-        zeros = torch.zeros(local, dtype=dtype, device=self.mesh.device_type)
-        return DTensor.from_local(
-            zeros, self.mesh, self.placements, run_check=False, shape=torch.Size(shape), stride=stride
-        )
+        zeros = torch.zeros(local, dtype=dtype, device=self.device)
+        return DTensor.from_local(zeros, self.mesh, self.placements, run_check=False, shape=torch.Size(shape), stride=stride)
+
+
+def _cut_stratum(name: str, row_mask: bool, drawn: int, start: int, size: int) -> str:
+    if row_mask:
+        unit, cure = "rows", "mask_unit='element' (any Shard(0) suits it)"
+    else:
+        unit, cure = "elements", "mask_unit='row' (any sharding but of the rows suits it)"
+    return (
+        f"density < 1: a shard of {name} holds the {size} {unit} {start} to {start + size - 1} of dimension {drawn}, which cuts "
+        f"a stratum of {STRATUM}; use {cure}, density=1, or shards of a multiple of {STRATUM} {unit}"
+    )
 
 
 def _measure(p: Any) -> Shard:
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-    if any(isinstance(placement, Partial) for placement in p.placements):
-        raise ValueError(f"parameters must not have partial placements, got {p.placements}")
-    shape = tuple(p.shape)
-    local, starts = compute_local_shape_and_global_offset(shape, p.device_mesh, p.placements)
-    local, starts = tuple(local), tuple(starts)
+    mesh, placements, shape = p.device_mesh, tuple(p.placements), tuple(p.shape)
+    if any(isinstance(placement, Partial) for placement in placements):
+        raise ValueError(f"parameters must not have partial placements, got {placements}")
+    held = p.to_local()
+    pieces = tuple(_pieces(shape, dim, tuple(mesh.shape), placements) for dim in range(len(shape)))
+    _check_addressable(shape, pieces)
+    if mesh.get_coordinate() is None:  # this rank holds nothing of it
+        local, starts = (0,) * len(shape), (0,) * len(shape)
+    else:
+        local, starts = map(tuple, compute_local_shape_and_global_offset(shape, mesh, placements))
+        if local != tuple(held.shape):
+            raise ValueError(
+                f"the shard of a parameter of shape {shape} placed by {placements} must be {local}, got {tuple(held.shape)}"
+            )
     cut = [d for d in range(len(shape)) if local[d] != shape[d]]
-    # Two levels address any box whose cuts leave at most one dimension that is walked between them.
+    # Two levels: blocks that are contiguous from the last cut dimension on, at equal distances.
     inner = cut[-1] if cut else 0
-    first = next((d for d in range(inner) if local[d] > 1), inner)
-    if math.prod(local) and any(d in cut for d in range(first + 1, inner)):
-        raise ValueError(f"a parameter of shape {shape} sharded in dimensions {cut} cannot be addressed; shard fewer of them")
-    tail = math.prod(shape[inner + 1 :])
-    local_block = math.prod(local[inner:]) if cut else math.prod(shape)
-    global_block = shape[inner] * tail if cut else local_block
+    local_block = math.prod(local[inner:])
+    global_block = math.prod(shape[inner:])
     offset = sum(start * math.prod(shape[d + 1 :]) for d, start in enumerate(starts))
     placement = (local_block, global_block, offset, starts[0] if starts else 0)
-    return Shard(p.device_mesh, tuple(p.placements), shape, local, starts, placement)
+    return Shard(mesh, placements, held.device, shape, local, pieces, placement)
+
+
+@lru_cache(maxsize=4096)
+def _pieces(
+    shape: tuple[int, ...], dim: int, mesh_shape: tuple[int, ...], placements: tuple[Any, ...]
+) -> tuple[tuple[int, int], ...]:
+    """(start, size) of the pieces into which all ranks together cut one dimension, in order.
+
+    Raises:
+        ValueError: a piece is not contiguous, as that of a strided placement can be.
+    """
+    from torch.distributed.tensor._utils import _compute_local_shape_and_global_offset
+
+    cutting = [i for i, placement in enumerate(placements) if getattr(placement, "dim", None) == dim]
+    sizes, cuts = [mesh_shape[i] for i in cutting], [placements[i] for i in cutting]
+    pieces = []
+    for coordinate in itertools.product(*map(range, sizes)):
+        local, starts = _compute_local_shape_and_global_offset(shape, sizes, list(coordinate), cuts)
+        pieces.append((starts[dim], local[dim]))
+    end = 0
+    for start, size in sorted(piece for piece in pieces if piece[1]):
+        if start != end:
+            raise ValueError(
+                f"dimension {dim} of a parameter of shape {shape} placed by {placements} is not cut into whole pieces"
+            )
+        end += size
+    return tuple(sorted(pieces))
+
+
+def _check_addressable(shape: tuple[int, ...], pieces: tuple[tuple[tuple[int, int], ...], ...]) -> None:
+    sizes = [{size for _, size in ranks if size} for ranks in pieces]
+    cut = [d for d in range(len(shape)) if sizes[d] != {shape[d]} and sizes[d]]
+    outer = next((d for d in range(len(shape)) if max(sizes[d], default=0) > 1), len(shape))
+    # The last cut dimension ends the inner blocks, dimension `outer` walks between them: one cut in between is one too many.
+    if any(d > outer for d in cut[:-1]):
+        raise ValueError(f"a parameter of shape {shape} sharded in dimensions {cut} cannot be addressed; shard fewer of them")

@@ -33,7 +33,9 @@ def check_params(group: dict[str, Any]) -> None:
             raise TypeError(f"{name_of(group, i)} must be float32, bfloat16, float16 or float64, got {p.dtype}")
         # FSDP1 marks its flat parameters (and, with use_orig_params, their views) by this attribute.
         if getattr(p, "_fsdp_flattened", False) and sixteenths(group["density"]) < 16:
-            raise ValueError(f"density must be 1 for {name_of(group, i)}, a flat FSDP1 parameter without rows; use fully_shard (FSDP2)")
+            raise ValueError(
+                f"density must be 1 for {name_of(group, i)}, a flat FSDP1 parameter without rows; use fully_shard (FSDP2)"
+            )
 
 
 def check_gradients(gradients: list[tuple[int, Tensor, Tensor]], group: dict[str, Any]) -> None:
@@ -80,14 +82,13 @@ def keeping_precision(optimizer: SPAM) -> Iterator[None]:
 
     def wrap(_: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
         groups = state_dict["param_groups"]
-        by_id = {}
+        by_id: dict[Any, tuple[Tensor, dict[str, Any]]] = {}
         for mine, saved in zip(optimizer.param_groups, groups, strict=False):
             merged = {**optimizer.defaults, **{k: v for k, v in saved.items() if k != "params"}}
             by_id.update({i: (p, merged) for i, p in zip(saved["params"], mine["params"], strict=False)})
         carried = {}
         for key, s in state_dict["state"].items():
-            p, group = by_id.get(key, (None, None))
-            carried[key] = s if p is None else _carry(key, s, p, group)
+            carried[key] = _carry(key, s, *by_id[key]) if key in by_id else s
         return {**state_dict, "state": carried}
 
     def unwrap(_: Any) -> None:

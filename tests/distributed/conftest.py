@@ -9,12 +9,12 @@ change the world size on the way.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, Listener
 from pathlib import Path
 from typing import Any
 
@@ -30,26 +30,17 @@ sys.path.insert(0, str(HERE))  # with --import-mode=importlib a test does not se
 
 
 class Ranks:
-    """The processes of one world size."""
+    """The processes of one world size, in the order of their ranks."""
 
-    def __init__(self, world_size: int, store: Path) -> None:
-        package = Path(ladderkern.__file__).parents[1]  # the ranks test what this process tests
-        path = os.pathsep.join(filter(None, (str(package), os.environ.get("PYTHONPATH"))))
-        self.pipes: list[Connection] = []
-        self.processes: list[subprocess.Popen[bytes]] = []
-        for rank in range(world_size):
-            mine, theirs = Pipe()
-            fd = theirs.fileno()
-            command = [sys.executable, str(HERE / "worker.py"), str(rank), str(world_size), str(store), str(fd)]
-            self.processes.append(subprocess.Popen(command, pass_fds=[fd], env={**os.environ, "PYTHONPATH": path}))
-            theirs.close()
-            self.pipes.append(mine)
+    def __init__(self, members: list[tuple[int, int, Connection]]) -> None:
+        self.pids = [pid for _, pid, _ in members]
+        self.pipes = [pipe for _, _, pipe in members]
 
     def run(self, path: str, function: str, arguments: dict[str, Any]) -> list[tuple[str, Any]]:
-        """(kind, value) of every rank; "lost" for one that died and "hung" for one that gave no answer in time."""
+        """(kind, value) of every rank; kind "lost" for a rank that died, "hung" for one that gave no answer in time."""
         for pipe in self.pipes:
             pipe.send((path, function, arguments))
-        answers: list[tuple[str, Any]] = [("hung", f"no answer within {SECONDS} s")] * len(self.pipes)
+        answers: list[tuple[str, Any]] = [("hung", "no answer")] * len(self.pipes)
         waiting = set(range(len(self.pipes)))
         end = time.monotonic() + SECONDS
         while waiting and time.monotonic() < end:
@@ -58,32 +49,20 @@ class Ranks:
                     continue
                 try:
                     answers[rank] = self.pipes[rank].recv()
-                except EOFError:
-                    answers[rank] = ("lost", f"process ended with {self.processes[rank].wait()}")
+                except (EOFError, ConnectionError):
+                    answers[rank] = ("lost", "the process died")
                 waiting.discard(rank)
                 if answers[rank][0] in ("error", "lost"):
                     end = min(end, time.monotonic() + GRACE)
-        for rank in waiting:
-            if any(kind in ("error", "lost") for kind, _ in answers):
-                answers[rank] = ("hung", "still waiting after another rank had failed")
         return answers
 
-    def close(self) -> None:
-        for pipe, process in zip(self.pipes, self.processes, strict=True):
-            if process.poll() is None:
-                pipe.send(None)
-        for process in self.processes:
-            try:
-                process.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
     def kill(self) -> None:
-        for process in self.processes:
-            process.kill()
-        for process in self.processes:
-            process.wait()
+        for pid, pipe in zip(self.pids, self.pipes, strict=True):
+            try:
+                os.kill(pid, signal.SIGKILL)  # it may be inside a collective
+            except ProcessLookupError:
+                pass
+            pipe.close()
 
 
 class Launcher:
@@ -93,28 +72,46 @@ class Launcher:
         self.folder = folder
         self.ranks: dict[int, Ranks] = {}
         self.started = 0
+        self.listener = Listener(str(folder / "listener"), "AF_UNIX", backlog=16)
+        self.listener._listener._socket.settimeout(SECONDS)  # a process that cannot start must not hang the session
+        package = Path(ladderkern.__file__).parents[1]  # the ranks test what this process tests
+        path = os.pathsep.join(filter(None, (str(package), os.environ.get("PYTHONPATH"))))
+        command = [sys.executable, str(HERE / "worker.py"), self.listener.address]
+        self.process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path})
+        self.orders = self.listener.accept()
 
-    def __call__(self, world_size: int, function: Callable[..., Any], **arguments: Any) -> list[Any]:
+    def __call__(self, world_size: int, function: Callable[..., Any], /, **arguments: Any) -> list[Any]:
         """What the function returns on each rank.
 
         Raises:
             pytest.fail.Exception: with the traceback of every rank that did not return.
         """
         if world_size not in self.ranks:
-            self.started += 1
-            self.ranks[world_size] = Ranks(world_size, self.folder / f"store{self.started}")
+            self.ranks[world_size] = self._start(world_size)
         answers = self.ranks[world_size].run(function.__code__.co_filename, function.__name__, arguments)
         if {kind for kind, _ in answers} == {"skip"}:
             pytest.skip(answers[0][1])
         bad = [f"rank {rank} of {world_size}: {kind}\n{value}" for rank, (kind, value) in enumerate(answers) if kind != "ok"]
         if bad:
-            self.ranks.pop(world_size).kill()  # a rank may still be inside a collective
+            self.ranks.pop(world_size).kill()
             pytest.fail("\n".join(bad), pytrace=False)
         return [value for _, value in answers]
 
+    def _start(self, world_size: int) -> Ranks:
+        self.started += 1
+        self.orders.send((world_size, str(self.folder / f"store{self.started}")))
+        members = []
+        for _ in range(world_size):
+            pipe = self.listener.accept()
+            members.append((*pipe.recv(), pipe))
+        return Ranks(sorted(members, key=lambda member: member[0]))
+
     def close(self) -> None:
         for ranks in self.ranks.values():
-            ranks.close()
+            ranks.kill()
+        self.orders.send(None)
+        self.process.wait(timeout=30)
+        self.listener.close()
 
 
 @pytest.fixture(scope="session")
@@ -132,7 +129,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     marker = metafunc.definition.get_closest_marker("ranks")
     if marker is not None:
-        metafunc.fixturenames.extend(name for name in ("on_ranks", "world_size") if name not in metafunc.fixturenames)
+        if "world_size" not in metafunc.fixturenames:
+            metafunc.fixturenames.append("world_size")
         metafunc.parametrize("world_size", marker.args)
 
 
@@ -141,5 +139,6 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     if pyfuncitem.get_closest_marker("ranks") is None:
         return None
     own = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
-    pyfuncitem.funcargs["on_ranks"](pyfuncitem.funcargs["world_size"], pyfuncitem.function, **own)
+    on_ranks = pyfuncitem._request.getfixturevalue("on_ranks")
+    on_ranks(pyfuncitem.callspec.params["world_size"], pyfuncitem.function, **own)
     return True

@@ -1,0 +1,177 @@
+"""The bench's ground rules: one allocator setting for all peers, a gate of tests, and a report of ratios alone."""
+
+from __future__ import annotations
+
+import ctypes
+import datetime
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # `import harness`: bench/ is no package
+
+import harness
+import torch
+
+import ladderkern
+
+ROOT = Path(__file__).resolve().parent.parent
+QUICK = os.environ.get("LADDERKERN_BENCH_QUICK", "0") not in ("", "0")
+UNCHECKED = os.environ.get("LADDERKERN_BENCH_UNCHECKED", "0") not in ("", "0")
+
+# The quick tests of each feature: bench/test_<feature>.py runs only when they pass.
+GATES = {"spam": ("tests/spam/test_native.py", "tests/spam/test_optimizer.py")}
+PEER_PACKAGES = ("pytorch_optimizer", "pytest-benchmark")
+
+# glibc's mallopt: without these every large tensor is fresh pages, and page faults drown what is measured.
+MALLOC = {"M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_TOP_PAD": (-2, 64 << 20)}
+
+_rows = pytest.StashKey[list]()
+_malloc = pytest.StashKey[str]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("ladderkern bench")
+    group.addoption("--csv", metavar="PATH", type=Path, help="write the ratios with versions and machine to this file")
+    group.addoption("--strict-targets", action="store_true", help="fail the run where a target is missed")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    config.option.benchmark_quiet = True  # pytest-benchmark's own table holds bare times
+    config.stash[_rows] = []
+    config.stash[_malloc] = _set_malloc()
+
+
+def _set_malloc() -> str:
+    if platform.libc_ver()[0] != "glibc":
+        return "allocator as it is: mallopt needs glibc"
+    mallopt = ctypes.CDLL(None).mallopt
+    done = {name: mallopt(*setting) == 1 for name, setting in MALLOC.items()}
+    return "mallopt for all peers: " + ", ".join(
+        f"{name}={MALLOC[name][1]}{'' if accepted else ' REFUSED'}" for name, accepted in done.items()
+    )
+
+
+def machine() -> dict[str, Any]:
+    """Where the numbers come from: processor, threads, tier, and the versions of all that runs."""
+    versions = {f"{name} version": _version(name) for name in PEER_PACKAGES}
+    info = ladderkern.info()
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "native": info["native"],
+        "backend": info["backend"],
+        "ladderkern version": info["ladderkern"],
+        "torch version": torch.__version__,
+        **versions,
+        "python version": platform.python_version(),
+        "sizes": "quick" if QUICK else "full",
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _cpu_model() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    if "model name" not in fields:
+        return platform.processor() or platform.machine()
+    return f"{fields['model name']} (family {fields.get('cpu family')}, model {fields.get('model')})"
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    where = machine()
+    lines = [
+        f"{where['cpu']}, {where['cores']} cores, {where['threads']} threads",
+        f"native library: {where['native']}; backend: {where['backend']}",
+        ", ".join(f"{name.removesuffix(' version')} {value}" for name, value in where.items() if "version" in name),
+        config.stash[_malloc],
+    ]
+    if not ladderkern.info()["native"].startswith("loaded"):
+        lines.append("NOTE: SPAM runs on its plain PyTorch reference here; the targets are for the native library")
+    if QUICK:
+        lines.append("LADDERKERN_BENCH_QUICK: small sizes and few rounds; a smoke test, the ratios mean nothing")
+    if UNCHECKED:
+        lines.append("LADDERKERN_BENCH_UNCHECKED: the tests of what is timed were not run")
+    return [f"bench: {line}" for line in lines]
+
+
+@pytest.fixture(scope="session")
+def gate() -> Any:
+    """Run a feature's quick tests, once a session: returns what is wrong with them, "" where nothing is."""
+    verdicts: dict[str, str] = {}
+
+    def verdict(feature: str) -> str:
+        if feature not in verdicts:
+            verdicts[feature] = "" if UNCHECKED else _run_tests(GATES[feature])
+        return verdicts[feature]
+
+    return verdict
+
+
+def _run_tests(files: tuple[str, ...]) -> str:
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not interpreter", "-p", "no:cacheprovider", *files]
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if done.returncode == 0:
+        return ""
+    tail = "\n".join((done.stdout + done.stderr).splitlines()[-15:])
+    return f"not timed: {' '.join(files)} must pass first (or set LADDERKERN_BENCH_UNCHECKED=1):\n{tail}"
+
+
+@pytest.fixture(autouse=True)
+def _tests_are_green(request: pytest.FixtureRequest, gate: Any) -> None:
+    wrong = gate(request.path.stem.removeprefix("test_"))
+    if wrong:
+        pytest.fail(wrong, pytrace=False)
+
+
+@pytest.fixture
+def report(request: pytest.FixtureRequest) -> Any:
+    """Add rows to the report at the end, and to what --benchmark-json keeps of this benchmark."""
+
+    def add(*rows: harness.Row) -> None:
+        request.config.stash[_rows].extend(rows)
+        if "benchmark" in request.fixturenames:
+            benchmark = request.getfixturevalue("benchmark")
+            benchmark.extra_info.setdefault("ratios", []).extend(row.record() for row in rows)
+
+    return add
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    rows = config.stash[_rows]
+    if not rows:
+        return
+    terminalreporter.section("ratios")
+    for line in harness.table(rows):
+        terminalreporter.write_line(line)
+    verdicts = [row.verdict for row in rows]
+    terminalreporter.write_line(f"\n{verdicts.count('met')} targets met, {verdicts.count('missed')} missed")
+    terminalreporter.write_line("control: one optimizer built twice, so 1 but for noise and the place of its memory")
+    terminalreporter.write_line("of limit: least traffic at the bandwidth of a plain loop (stream.c), over time taken")
+    if config.option.csv:
+        harness.write_csv(config.option.csv, rows, machine())
+        terminalreporter.write_line(f"written: {config.option.csv}")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    missed = any(row.verdict == "missed" for row in session.config.stash[_rows])
+    if missed and session.config.option.strict_targets and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -1,0 +1,347 @@
+# ruff: noqa: RUF005, SIM102 - Triton compiles a subset of Python
+"""The SPAM step in Triton: one launch for all tensors of one combination of dtypes and kind of mask."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import struct
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..runtime.launch import Table, TableCache, on_device, power_of_two, walk_together
+from . import ops
+from .formula_kernels import (
+    bits_below,
+    divide,
+    phase,
+    position,
+    random_word,
+    round_stochastically,
+    sqrt,
+    step_size,
+    stratum_bits,
+)
+from .reference import _ROUNDING_STREAM, STRATUM, Hyper, _log
+
+DENSE, ELEMENT, ROW = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+_ROUNDING = tl.constexpr(_ROUNDING_STREAM)
+# Arguments whose values must not make another compilation.
+_NUMBERS = [
+    *("n_tensors", "trips", "lr", "decay", "weight_decay", "beta1", "rest1", "log1", "beta2", "rest2", "log2", "eps"),
+    *("threshold", "warmup_angle", "reset_interval", "warmup_steps", "unclipped_steps", "chosen", "n_combinations"),
+    *("key0", "key1"),
+]
+
+# ------------------------------------------------------------------------------------------------------------- the update
+
+
+@triton.jit
+def _find(p_first, n_tensors, trips, i_block):
+    """The tensor whose blocks include block ``i_block``: the last one whose first block is not after it."""
+    low = i_block * 0
+    high = low + n_tensors
+    for _ in range(trips):
+        middle = (low + high) // 2
+        right = tl.load(p_first + middle) <= i_block
+        low = tl.where(right, middle, low)
+        high = tl.where(right, high, middle)
+    return low
+
+
+@triton.jit
+def _fields(p_row, n_tensors, N: tl.constexpr):
+    """The N fields of one tensor, in the order of ``_make_table``."""
+    fields = ()
+    for i in tl.static_range(N):
+        fields = fields + (tl.load(p_row + i * n_tensors),)
+    return fields
+
+
+@triton.jit
+def _numbers(arguments, T: tl.constexpr):
+    """Scalar arguments in the arithmetic dtype: floats, or the bits of doubles, for which a launch has no argument type."""
+    numbers = ()
+    for i in tl.static_range(len(arguments)):
+        if T.is_fp64():
+            numbers = numbers + (tl.cast(tl.cast(arguments[i], tl.int64), T, bitcast=True),)
+        else:
+            numbers = numbers + (tl.cast(arguments[i], T),)
+    return numbers
+
+
+@triton.jit
+def _pointers(addresses, starts, P: tl.constexpr, G: tl.constexpr, M: tl.constexpr, FULL: tl.constexpr):
+    """Pointers to the tile's first elements. A hint marks the value it is given: each branch must make its own."""
+    p_p = addresses[0].to(tl.pointer_type(P)) + starts[0]
+    p_g = addresses[1].to(tl.pointer_type(G)) + starts[0]
+    p_m = addresses[2].to(tl.pointer_type(M)) + starts[1]
+    p_v = addresses[3].to(tl.pointer_type(M)) + starts[1]
+    if FULL:
+        return tl.multiple_of(p_p, 16), tl.multiple_of(p_g, 16), tl.multiple_of(p_m, 16), tl.multiple_of(p_v, 16)
+    else:
+        return p_p, p_g, p_m, p_v
+
+
+@triton.jit
+def _update(
+    addresses, starts, o, o_m, left, drawn, rates, switches, scale, place, counters,
+    P: tl.constexpr, G: tl.constexpr, M: tl.constexpr, MAXIMIZE: tl.constexpr, FREEZE: tl.constexpr, FULL: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One tile: load, decay, clip, update, store.  FULL: every element exists and lies 16-byte aligned."""
+    p_p, p_g, p_m, p_v = _pointers(addresses, starts, P, G, M, FULL)
+    beta1, rest1, beta2, rest2, eps, threshold, step_size, decay = rates
+    m_p = tl.full(o.shape, True, tl.int1) if FULL else o < left
+    m_m = m_p & drawn
+    b_p = tl.load(p_p + o, mask=m_p).to(decay.dtype) * decay
+    b_g = tl.load(p_g + o, mask=m_m if scale is None else m_p, other=0.0).to(decay.dtype)
+    if scale is not None:
+        b_g = divide(b_g, scale)
+        tl.store(p_g + o, b_g.to(G), mask=m_p)
+    if MAXIMIZE:
+        b_g = -b_g
+    m_kept = m_m & _everywhere(switches[0], o)
+    b_m = tl.load(p_m + o_m, mask=m_kept, other=0.0).to(decay.dtype)
+    b_v = tl.load(p_v + o_m, mask=m_kept, other=0.0).to(decay.dtype)
+    bound = threshold * b_v
+    clip = (b_g * b_g > bound) & _everywhere(switches[1], o)
+    if not FREEZE:
+        clip = clip & (b_v != 0.0)
+    root = sqrt(tl.where(clip, bound, 0.0))
+    b_g = tl.where(clip, tl.where(b_g < 0.0, -root, root), b_g)
+    b_m = beta1 * b_m + rest1 * b_g
+    b_v = beta2 * b_v + rest2 * (b_g * b_g)
+    update = step_size * divide(b_m, sqrt(b_v) + eps)
+    tl.store(p_p + o, tl.where(m_m, b_p - update, b_p).to(P), mask=m_p)
+    if M.is_bf16():
+        n, index, key0, key1 = counters
+        element = position(starts[0], o, place[0], place[1], place[2], BLOCK)
+        noise = random_word(element, n, index, key0, key1 ^ _ROUNDING)
+        tl.store(p_m + o_m, round_stochastically(b_m, noise & 0xFFFF), mask=m_m)
+        tl.store(p_v + o_m, round_stochastically(b_v, noise >> 16), mask=m_m)
+    else:
+        tl.store(p_m + o_m, b_m.to(M), mask=m_m)
+        tl.store(p_v + o_m, b_v.to(M), mask=m_m)
+
+
+@triton.jit
+def _everywhere(flag, like):
+    """A scalar flag as a mask of the shape of ``like``: the interpreter cannot ``&`` a mask and a scalar."""
+    return tl.broadcast_to(flag.to(tl.int32), like.shape) != 0
+
+
+@triton.jit
+def _tile(i_local, numel, row_length, BLOCK: tl.constexpr, MASK: tl.constexpr):
+    """Block i_local of a tensor: (row, column of the row, first element, elements left, offsets from the first element)."""
+    if MASK == ROW:
+        blocks = (row_length + BLOCK - 1) // BLOCK
+        i_row = i_local // blocks
+        column = (i_local - i_row * blocks) * BLOCK
+        return i_row, column, i_row * row_length + column, row_length - column, tl.arange(0, BLOCK)
+    else:
+        start = i_local * BLOCK
+        o = tl.arange(0, BLOCK)
+        if MASK == ELEMENT:
+            o = tl.arange(0, BLOCK // 16)[:, None] * 16 + tl.arange(0, 16)[None, :]
+        return i_local, start, start, numel - start, o
+
+
+@triton.jit(do_not_specialize=_NUMBERS)
+def _spam_step(
+    p_table, p_combinations, p_lr, p_found_inf, p_grad_scale, n_tensors, trips,
+    lr, decay, weight_decay, beta1, rest1, log1, beta2, rest2, log2, eps, threshold, warmup_angle,
+    reset_interval, warmup_steps, unclipped_steps, chosen, n_combinations, key0, key1,
+    P: tl.constexpr, G: tl.constexpr, M: tl.constexpr, MASK: tl.constexpr, CYCLE_CORRECTION: tl.constexpr,
+    FREEZE: tl.constexpr, MAXIMIZE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """p *= 1 - lr wd; where drawn: g clipped to +-sqrt(theta v); m, v = EMAs of g, g^2; p -= size m / (sqrt(v) + eps).
+
+    ``p_table`` is made by ``_make_table``. One block of one tensor a program; with a row mask it
+    lies within one row. Reads p, g, m, v and writes p, m, v: 28 bytes an element in float32, 20 on a restart, the least
+    possible; m and v only where drawn, an undrawn row only for its weight decay (8 bytes), or not at all.
+    """
+    i_block = tl.program_id(0)
+    if p_found_inf is not None:
+        if tl.load(p_found_inf) != 0:
+            return
+    T: tl.constexpr = tl.float64 if P.is_fp64() else tl.float32
+    i_tensor = _find(p_table, n_tensors, trips, i_block)
+    fields = _fields(p_table + i_tensor, n_tensors, 14)
+    first, a_p, a_g, a_m, a_v, a_step, numel, row_length, local, whole, offset, first_row, index, aligned = fields
+
+    n, cycle, k = phase(tl.load(a_step.to(tl.pointer_type(tl.float32))), reset_interval)
+    arguments = (lr, decay, weight_decay, beta1, rest1, log1, beta2, rest2, log2, eps, threshold, warmup_angle)
+    b_lr, b_decay, b_weight_decay, beta1, rest1, log1, beta2, rest2, log2, eps, threshold, angle = _numbers(arguments, T)
+    if p_lr is not None:
+        b_lr = tl.load(p_lr).to(T)
+        b_decay = tl.fma(-b_lr, b_weight_decay, tl.cast(1.0, T))
+    size = step_size(b_lr, n, cycle, k, log1, log2, angle, warmup_steps, CYCLE_CORRECTION)
+    rates = (beta1, rest1, beta2, rest2, eps, threshold, size, b_decay)
+    switches = ((k != 0) | (cycle == 0), (threshold > 0.0) & (k >= unclipped_steps))
+    scale = None if p_grad_scale is None else tl.load(p_grad_scale).to(T)
+
+    i_row, column, start, left, o = _tile((i_block - first).to(tl.int64), numel, row_length, BLOCK, MASK)
+    start_m, o_m, drawn, touched = start, o, True, True
+    if MASK == ROW:
+        bits = stratum_bits((first_row >> 4) + (i_row >> 4), cycle, index, key0, key1, p_combinations, n_combinations)
+        j = (i_row & 15).to(tl.int32)
+        chosen_row = ((bits >> j) & 1) != 0
+        drawn = _everywhere(chosen_row, o)
+        touched = chosen_row | (weight_decay != 0) | (p_grad_scale is not None)
+        start_m = ((i_row >> 4) * chosen + bits_below(bits, j)) * row_length + column
+    if MASK == ELEMENT:
+        o_stratum = tl.arange(0, BLOCK // 16)
+        stratum = position(start, o_stratum * 16, local, whole, offset, BLOCK) >> 4
+        bits = stratum_bits(stratum, cycle, index, key0, key1, p_combinations, n_combinations)[:, None]
+        j = tl.arange(0, 16)[None, :]
+        drawn = ((bits >> j) & 1) != 0
+        start_m = (start >> 4) * chosen
+        o_m = o_stratum[:, None] * chosen + bits_below(bits, j)
+
+    if touched:
+        addresses, starts = (a_p, a_g, a_m, a_v), (start, start_m)
+        place, counters = (local, whole, offset), (n, index, key0, key1)
+        if (aligned != 0) & (left >= BLOCK):
+            _update(
+                addresses, starts, o, o_m, left, drawn, rates, switches, scale, place, counters,
+                P, G, M, MAXIMIZE, FREEZE, True, BLOCK,
+            )  # fmt: skip
+        else:
+            _update(
+                addresses, starts, o, o_m, left, drawn, rates, switches, scale, place, counters,
+                P, G, M, MAXIMIZE, FREEZE, False, BLOCK,
+            )  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------------------------- the launcher
+
+TABLES = TableCache()
+_TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float64: tl.float64}
+
+
+def spam_step_(
+    params, grads, exp_avgs, exp_avg_sqs, steps, lr, *, indices, placement, grad_scale=None, found_inf=None, **hyper
+) -> None:
+    """The op ``spam_step_`` (see ``ops.py``): one launch for each combination of device, dtypes and kind of mask."""
+    ops.check(params, grads, exp_avgs, exp_avg_sqs, steps, lr, indices, placement, hyper["density_16ths"], hyper["row_mask"])
+    rules = Hyper(**hyper)
+    buckets: dict[Any, list[tuple[list[Tensor], tuple[int, ...]]]] = {}
+    copies: list[tuple[Tensor, Tensor]] = []
+    for i, (p, g, m, v, step) in enumerate(zip(params, grads, exp_avgs, exp_avg_sqs, steps, strict=True)):
+        if step.device != p.device:
+            raise ValueError(f"steps[{i}] must be on its parameter's device {p.device}, got {step.device}")
+        if p.numel() == 0:
+            continue
+        mask = DENSE if m.shape == p.shape else ROW if rules.row_mask else ELEMENT
+        tensors = [p, g, m, v]
+        if not walk_together(tensors) or not (p.is_contiguous() or (mask == DENSE and m.dtype != torch.bfloat16)):
+            tensors = _contiguous(tensors, writes_grad=grad_scale is not None, name=f"[{i}]", copies=copies)
+        where = tuple(placement[4 * i : 4 * i + 4]) or (p.numel(), p.numel(), 0, 0)
+        rows = p.numel() // p.shape[0] if mask == ROW else p.numel()
+        row = (*(t.data_ptr() for t in (*tensors, step)), p.numel(), rows, max(where[0], 1), *where[1:], indices[i])
+        buckets.setdefault((p.device, p.dtype, g.dtype, m.dtype, mask.value), []).append(row)
+    for (device, *dtypes, mask), rows in buckets.items():
+        with on_device(device):
+            _launch(device, dtypes, mask, tuple(rows), lr, rules, grad_scale, found_inf)
+    for original, copy in copies:
+        original.copy_(copy)
+    _advance(steps, found_inf)
+
+
+def _contiguous(tensors: list[Tensor], writes_grad: bool, name: str, copies: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """Contiguous stand-ins; those that the kernel writes are noted in ``copies``."""
+    fresh = [tensor.contiguous() for tensor in tensors]
+    for i, (what, old, new) in enumerate(zip(("params", "grads", "exp_avgs", "exp_avg_sqs"), tensors, fresh, strict=True)):
+        if new is old or (i == 1 and not writes_grad):
+            continue
+        if any(stride == 0 and size > 1 for stride, size in zip(old.stride(), old.shape, strict=True)):
+            raise ValueError(f"{what}{name} is written and must not be expanded, got strides {old.stride()}")
+        copies.append((old, new))
+    return fresh
+
+
+def _make_table(rows: tuple[tuple[int, ...], ...], mask: int, dtypes: list[torch.dtype]) -> tuple[Tensor, tuple[int, int]]:
+    """The table that the kernel reads, [14, n_tensors] int64, and (blocks, block size)."""
+    block = power_of_two(max(row[6] for row in rows), 64, 1024)
+    lines, blocks = [], 0
+    for row in rows:
+        aligned = row[6] % 16 == 0 and all(address % 16 == 0 for address in row[:4])
+        lines.append((blocks, *row, aligned))
+        blocks += row[5] // row[6] * -(-row[6] // block)
+    return torch.tensor(lines, dtype=torch.int64).t().contiguous(), (blocks, block)
+
+
+def _combinations(chosen: int) -> tuple[Tensor, None]:
+    """The 16-bit masks with ``chosen`` bits, in lexicographic order of the drawn positions."""
+    masks = [sum(1 << i for i in drawn) for drawn in itertools.combinations(range(STRATUM), chosen)]
+    return torch.tensor(masks, dtype=torch.uint16), None
+
+
+def _launch(device, dtypes, mask, rows, lr, rules, grad_scale, found_inf) -> None:
+    table: Table = TABLES.get((rows, mask, *dtypes), device, lambda: _make_table(rows, mask, dtypes))
+    blocks, block = table.plan
+    combinations = None
+    if mask != DENSE:
+        combinations = TABLES.get(rules.density_16ths, device, lambda: _combinations(rules.density_16ths)).data
+    wide = dtypes[0] == torch.float64
+    # A number that the host holds is passed; one that a device holds, or may change before a graph replays, is read there.
+    on_host = lr.device.type == "cpu" and (device.type != "cpu" or lr.dtype == torch.float64)
+    value = lr.item() if on_host else 0.0
+    scalars = (
+        value, 1.0 - value * rules.weight_decay, rules.weight_decay,
+        rules.beta1, 1.0 - rules.beta1, _log(rules.beta1), rules.beta2, 1.0 - rules.beta2, _log(rules.beta2),
+        rules.eps, rules.threshold, 0.5 * math.pi / (rules.warmup_steps + 1),
+    )  # fmt: skip
+    _spam_step[(blocks,)](
+        table.data,
+        combinations,
+        None if on_host else lr.to(device),
+        None if found_inf is None else found_inf.to(device),
+        None if grad_scale is None else grad_scale.to(device),
+        len(rows),
+        len(rows).bit_length(),
+        *(_double_bits(x) for x in scalars) if wide else scalars,
+        rules.reset_interval,
+        rules.warmup_steps,
+        rules.unclipped_steps,
+        rules.density_16ths,
+        math.comb(STRATUM, rules.density_16ths),
+        _signed(rules.seed),
+        _signed(rules.seed >> 32),
+        P=_TYPES[dtypes[0]],
+        G=_TYPES[dtypes[1]],
+        M=_TYPES[dtypes[2]],
+        MASK=mask,
+        CYCLE_CORRECTION=rules.cycle_correction,
+        FREEZE=rules.freeze_zero_variance,
+        MAXIMIZE=rules.maximize,
+        BLOCK=block,
+        num_warps=max(1, block // 256),  # 8 elements a thread: 16 bytes and more in every dtype, and no spill
+        enable_fp_fusion=False,  # so that results are those of the reference, operation by operation
+    )
+
+
+def _double_bits(x: float) -> int:
+    return struct.unpack("<q", struct.pack("<d", x))[0]
+
+
+def _signed(word: int) -> int:
+    """The low 32 bits as a signed number: a launch types its integer arguments by their size."""
+    return (word & 0xFFFFFFFF ^ 0x80000000) - 0x80000000
+
+
+def _advance(steps: list[Tensor], found_inf: Tensor | None) -> None:
+    """step += 1, in a launch of its own because programs of the update read it; nothing where an infinity was found."""
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for step in steps:
+        by_device.setdefault(step.device, []).append(step)
+    for device, group in by_device.items():
+        if found_inf is None:
+            torch._foreach_add_(group, 1)
+        else:
+            torch._foreach_add_(group, (found_inf.to(device) == 0).to(torch.float32).reshape(()))
