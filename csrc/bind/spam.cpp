@@ -153,12 +153,28 @@ lk::SpamTask make_task(const View& p, const View& g, const View& m, const View& 
     task.restart = task.phase.k == 0 && task.phase.cycle > 0;
     const bool clips = h.threshold > 0 && task.phase.k >= h.unclipped_steps;
     task.clip = !clips ? lk::SpamClip::kNone : h.freeze_zero_variance ? lk::SpamClip::kFreeze : lk::SpamClip::kPass;
-    if (task.p.dtype == lk::DType::kDouble)
-        task.d = lk::spam_scalars<double>(h, task.phase);
-    else
-        task.f = lk::spam_scalars<float>(h, task.phase);
     return task;
 }
+
+// The scalars of a step: most parameters of a group are at the same one, so the last answer is kept.
+struct ScalarCache {
+    int64_t n_float = -1, n_double = -1;
+    lk::SpamScalars<float> f;
+    lk::SpamScalars<double> d;
+    void give(lk::SpamTask& task, const lk::SpamHyper& h) {
+        if (task.p.dtype == lk::DType::kDouble) {
+            if (n_double != task.phase.n)
+                d = lk::spam_scalars<double>(h, task.phase);
+            n_double = task.phase.n;
+            task.d = d;
+        } else {
+            if (n_float != task.phase.n)
+                f = lk::spam_scalars<float>(h, task.phase);
+            n_float = task.phase.n;
+            task.f = f;
+        }
+    }
+};
 
 // Whether the four tensors can be walked together in the order of memory: elementwise work that does not ask where an element
 // is.
@@ -200,6 +216,7 @@ void spam_step_(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg
     const bool skip = found_inf && number(*found_inf, "found_inf") != 0.0;
 
     Copies copies;
+    ScalarCache scalars;
     std::vector<lk::SpamTask> tasks;
     std::vector<int64_t> first_chunk{0};
     std::vector<float*> counters;
@@ -218,6 +235,7 @@ void spam_step_(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg
         counters.push_back(reinterpret_cast<float*>(step.data));
         tasks.push_back(make_task(p, g, m, v, call.hyper, *counters.back(), i));
         lk::SpamTask& task = tasks.back();
+        scalars.give(task, call.hyper);
         task.index = uint32_t(indices[i]);
         const bool placed = !placement.empty();
         task.local_block = std::max<int64_t>(placed ? placement[4 * i] : p.numel, 1);
@@ -248,6 +266,4 @@ void spam_step_(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg
 
 } // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(ladderkern, CPU, m) {
-    m.impl("spam_step_", TORCH_BOX(&spam_step_));
-}
+STABLE_TORCH_LIBRARY_IMPL(ladderkern, CPU, m) { m.impl("spam_step_", TORCH_BOX(&spam_step_)); }

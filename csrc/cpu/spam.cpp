@@ -78,9 +78,7 @@ template <class T> void store(const T* values, char* base, DType dtype, const Wh
     }
 }
 
-template <class T> constexpr DType dtype_of() {
-    return sizeof(T) == 8 ? DType::kDouble : DType::kFloat;
-}
+template <class T> constexpr DType dtype_of() { return sizeof(T) == 8 ? DType::kDouble : DType::kFloat; }
 
 // Where n logical elements from start lie in memory, found by counting through the sizes; null if simply in a row.
 const int64_t* strided_offsets(const SpamTask& task, const int64_t* strides, int64_t start, int n, int64_t* out) {

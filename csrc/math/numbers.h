@@ -26,15 +26,9 @@ LK_FN float float_of(uint32_t bits) {
     return x;
 }
 
-LK_FN float widen(float x) {
-    return x;
-}
-LK_FN double widen(double x) {
-    return x;
-}
-LK_FN float widen(bf16 x) {
-    return float_of(uint32_t(x.bits) << 16);
-}
+LK_FN float widen(float x) { return x; }
+LK_FN double widen(double x) { return x; }
+LK_FN float widen(bf16 x) { return float_of(uint32_t(x.bits) << 16); }
 LK_FN float widen(f16 x) {
     uint32_t bits = uint32_t(x.bits & 0x7fffu) << 13;
     const uint32_t exponent = bits & 0x0f800000u;
@@ -46,9 +40,7 @@ LK_FN float widen(f16 x) {
 }
 
 // Round to nearest, ties to even; NaN stays NaN.
-LK_FN void narrow(float x, float& out) {
-    out = x;
-}
+LK_FN void narrow(float x, float& out) { out = x; }
 LK_FN void narrow(float x, bf16& out) {
     const uint32_t bits = bits_of(x);
     const uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;

@@ -19,21 +19,26 @@ struct SpamHyper {
     uint64_t seed;
 };
 
-template <class T> LK_FN T inverse_factorial(int n) {
-    double product = 1;
-    for (int i = 2; i <= n; ++i)
-        product *= i;
-    return T(1 / product);
-}
+struct InverseFactorials {
+    double of[22]; // 1 / n!, n < 22; the factorials themselves are exact
+    constexpr InverseFactorials() : of() {
+        double factorial = 1;
+        for (int n = 0; n < 22; ++n) {
+            factorial *= n ? n : 1;
+            of[n] = 1 / factorial;
+        }
+    }
+};
+constexpr InverseFactorials kInverse;
 
 // exp(x) - 1 for x <= 0: 2^n (q + 1) - 1 with q = expm1(x - n ln 2).
 template <class T> LK_FN T expm1_negative(T x) {
     x = x < T(-80) ? T(-80) : x;
     const T n = std::nearbyint(x * T(1.4426950408889634));
     const T r = (x - n * T(0.693359375)) - n * T(-2.12194440054690583e-4);
-    T q = inverse_factorial<T>(14);
+    T q = T(kInverse.of[14]);
     for (int i = 13; i >= 1; --i)
-        q = q * r + inverse_factorial<T>(i);
+        q = q * r + T(kInverse.of[i]);
     const T scale = std::ldexp(T(1), int(n));
     return scale * (q * r) + (scale - T(1));
 }
@@ -41,9 +46,9 @@ template <class T> LK_FN T expm1_negative(T x) {
 // sin(x) on [0, pi/2].
 template <class T> LK_FN T sine(T x) {
     const T square = x * x;
-    T q = inverse_factorial<T>(21);
+    T q = T(kInverse.of[21]);
     for (int i = 19; i >= 1; i -= 2)
-        q = inverse_factorial<T>(i) - q * square;
+        q = T(kInverse.of[i]) - q * square;
     return q * x;
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import struct
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -101,3 +102,30 @@ def _dense(tensor: Tensor) -> bool:
 def power_of_two(n: int, least: int, most: int) -> int:
     """The smallest power of two of at least ``n``, held between two powers of two."""
     return max(least, min(most, 1 << max(n - 1, 0).bit_length()))
+
+
+def stand_ins(tensors: dict[str, Tensor], read_only: Sequence[str], copies: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """Contiguous tensors for a kernel; (original, stand-in) of those that it writes are added to ``copies``.
+
+    Raises:
+        ValueError: a tensor that is written has one place in memory for several elements.
+    """
+    fresh = []
+    for name, tensor in tensors.items():
+        fresh.append(tensor.contiguous())
+        if fresh[-1] is tensor or name in read_only:
+            continue
+        if any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
+            raise ValueError(f"{name} is written and must not be expanded, got strides {tensor.stride()}")
+        copies.append((tensor, fresh[-1]))
+    return fresh
+
+
+def double_bits(x: float) -> int:
+    """The bits of a double as an int: a launch has no argument type for doubles."""
+    return int(struct.unpack("<q", struct.pack("<d", x))[0])
+
+
+def signed_word(word: int) -> int:
+    """The low 32 bits as a signed number: a launch types its integer arguments by their size."""
+    return ((word & 0xFFFFFFFF) ^ 0x80000000) - 0x80000000

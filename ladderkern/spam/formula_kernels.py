@@ -1,4 +1,4 @@
-# ruff: noqa: SIM108 - Triton compiles a subset of Python
+# ruff: noqa: RUF005, SIM108 - Triton compiles a subset of Python
 """The formulas of ``reference.py`` for use inside Triton kernels: schedule, random numbers, masks, places."""
 
 from __future__ import annotations
@@ -134,3 +134,46 @@ def position(start, o, local, whole, offset, BLOCK: tl.constexpr):
     else:
         turns = (rest.to(tl.int32) // local.to(tl.int32)).to(tl.int64)
     return (start // local + turns) * whole + offset + rest - turns * local
+
+
+# ---------------------------------------------------------------------------------------------- arguments and their table
+
+
+@triton.jit
+def find(p_first, n_tensors, trips, i_block):
+    """The tensor whose blocks include block ``i_block``: the last one whose first block is not after it."""
+    low = i_block * 0
+    high = low + n_tensors
+    for _ in range(trips):
+        middle = (low + high) // 2
+        right = tl.load(p_first + middle) <= i_block
+        low = tl.where(right, middle, low)
+        high = tl.where(right, high, middle)
+    return low
+
+
+@triton.jit
+def table_fields(p_row, n_tensors, N: tl.constexpr):
+    """The N fields of one tensor, in the order of ``_make_table``."""
+    fields = ()
+    for i in tl.static_range(N):
+        fields = fields + (tl.load(p_row + i * n_tensors),)
+    return fields
+
+
+@triton.jit
+def numbers_of(arguments, T: tl.constexpr):
+    """Scalar arguments in the arithmetic dtype: floats, or the bits of doubles, for which a launch has no argument type."""
+    numbers = ()
+    for i in tl.static_range(len(arguments)):
+        if T.is_fp64():
+            numbers = numbers + (tl.cast(tl.cast(arguments[i], tl.int64), T, bitcast=True),)
+        else:
+            numbers = numbers + (tl.cast(arguments[i], T),)
+    return numbers
+
+
+@triton.jit
+def everywhere(flag, like):
+    """A scalar flag as a mask of the shape of ``like``: the interpreter cannot ``&`` a mask and a scalar."""
+    return tl.broadcast_to(flag.to(tl.int32), like.shape) != 0

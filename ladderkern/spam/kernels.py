@@ -1,11 +1,10 @@
-# ruff: noqa: RUF005, SIM102 - Triton compiles a subset of Python
+# ruff: noqa: SIM102 - Triton compiles a subset of Python
 """The SPAM step in Triton: one launch for all tensors of one combination of dtypes and kind of mask."""
 
 from __future__ import annotations
 
 import itertools
 import math
-import struct
 from typing import Any
 
 import torch
@@ -13,11 +12,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..runtime.launch import Table, TableCache, on_device, power_of_two, walk_together
+from ..runtime.launch import TableCache, double_bits, on_device, power_of_two, signed_word, stand_ins, walk_together
 from . import ops
 from .formula_kernels import (
     bits_below,
     divide,
+    everywhere,
+    find,
+    numbers_of,
     phase,
     position,
     random_word,
@@ -25,53 +27,19 @@ from .formula_kernels import (
     sqrt,
     step_size,
     stratum_bits,
+    table_fields,
 )
 from .reference import _ROUNDING_STREAM, STRATUM, Hyper, _log
 
 DENSE, ELEMENT, ROW = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 _ROUNDING = tl.constexpr(_ROUNDING_STREAM)
-# Arguments whose values must not make another compilation.
-_NUMBERS = [
+_NUMBERS = [  # arguments whose values must not make another compilation
     *("n_tensors", "trips", "lr", "decay", "weight_decay", "beta1", "rest1", "log1", "beta2", "rest2", "log2", "eps"),
     *("threshold", "warmup_angle", "reset_interval", "warmup_steps", "unclipped_steps", "chosen", "n_combinations"),
     *("key0", "key1"),
 ]
 
 # ------------------------------------------------------------------------------------------------------------- the update
-
-
-@triton.jit
-def _find(p_first, n_tensors, trips, i_block):
-    """The tensor whose blocks include block ``i_block``: the last one whose first block is not after it."""
-    low = i_block * 0
-    high = low + n_tensors
-    for _ in range(trips):
-        middle = (low + high) // 2
-        right = tl.load(p_first + middle) <= i_block
-        low = tl.where(right, middle, low)
-        high = tl.where(right, high, middle)
-    return low
-
-
-@triton.jit
-def _fields(p_row, n_tensors, N: tl.constexpr):
-    """The N fields of one tensor, in the order of ``_make_table``."""
-    fields = ()
-    for i in tl.static_range(N):
-        fields = fields + (tl.load(p_row + i * n_tensors),)
-    return fields
-
-
-@triton.jit
-def _numbers(arguments, T: tl.constexpr):
-    """Scalar arguments in the arithmetic dtype: floats, or the bits of doubles, for which a launch has no argument type."""
-    numbers = ()
-    for i in tl.static_range(len(arguments)):
-        if T.is_fp64():
-            numbers = numbers + (tl.cast(tl.cast(arguments[i], tl.int64), T, bitcast=True),)
-        else:
-            numbers = numbers + (tl.cast(arguments[i], T),)
-    return numbers
 
 
 @triton.jit
@@ -105,11 +73,11 @@ def _update(
         tl.store(p_g + o, b_g.to(G), mask=m_p)
     if MAXIMIZE:
         b_g = -b_g
-    m_kept = m_m & _everywhere(switches[0], o)
+    m_kept = m_m & everywhere(switches[0], o)
     b_m = tl.load(p_m + o_m, mask=m_kept, other=0.0).to(decay.dtype)
     b_v = tl.load(p_v + o_m, mask=m_kept, other=0.0).to(decay.dtype)
     bound = threshold * b_v
-    clip = (b_g * b_g > bound) & _everywhere(switches[1], o)
+    clip = (b_g * b_g > bound) & everywhere(switches[1], o)
     if not FREEZE:
         clip = clip & (b_v != 0.0)
     root = sqrt(tl.where(clip, bound, 0.0))
@@ -130,12 +98,6 @@ def _update(
 
 
 @triton.jit
-def _everywhere(flag, like):
-    """A scalar flag as a mask of the shape of ``like``: the interpreter cannot ``&`` a mask and a scalar."""
-    return tl.broadcast_to(flag.to(tl.int32), like.shape) != 0
-
-
-@triton.jit
 def _tile(i_local, numel, row_length, BLOCK: tl.constexpr, MASK: tl.constexpr):
     """Block i_local of a tensor: (row, column of the row, first element, elements left, offsets from the first element)."""
     if MASK == ROW:
@@ -151,6 +113,27 @@ def _tile(i_local, numel, row_length, BLOCK: tl.constexpr, MASK: tl.constexpr):
         return i_local, start, start, numel - start, o
 
 
+@triton.jit
+def _draw_row(i_row, column, row_length, first_row, chosen, draw, o):
+    """(start in the moments, mask of the tile, whether the row is drawn)."""
+    stratum = (first_row >> 4) + (i_row >> 4)
+    bits = stratum_bits(stratum, draw[0], draw[1], draw[2], draw[3], draw[4], draw[5])
+    j = (i_row & 15).to(tl.int32)
+    drawn = ((bits >> j) & 1) != 0
+    start = ((i_row >> 4) * chosen + bits_below(bits, j)) * row_length + column
+    return start, everywhere(drawn, o), drawn
+
+
+@triton.jit
+def _draw_elements(start, place, chosen, draw, BLOCK: tl.constexpr):
+    """(start in the moments, offsets from it [BLOCK/16, 16], which elements are drawn): one Philox word a stratum."""
+    o_stratum = tl.arange(0, BLOCK // 16)
+    stratum = position(start, o_stratum * 16, place[0], place[1], place[2], BLOCK) >> 4
+    bits = stratum_bits(stratum, draw[0], draw[1], draw[2], draw[3], draw[4], draw[5])[:, None]
+    j = tl.arange(0, 16)[None, :]
+    return (start >> 4) * chosen, o_stratum[:, None] * chosen + bits_below(bits, j), ((bits >> j) & 1) != 0
+
+
 @triton.jit(do_not_specialize=_NUMBERS)
 def _spam_step(
     p_table, p_combinations, p_lr, p_found_inf, p_grad_scale, n_tensors, trips,
@@ -161,22 +144,22 @@ def _spam_step(
 ):  # fmt: skip
     """p *= 1 - lr wd; where drawn: g clipped to +-sqrt(theta v); m, v = EMAs of g, g^2; p -= size m / (sqrt(v) + eps).
 
-    ``p_table`` is made by ``_make_table``. One block of one tensor a program; with a row mask it
-    lies within one row. Reads p, g, m, v and writes p, m, v: 28 bytes an element in float32, 20 on a restart, the least
-    possible; m and v only where drawn, an undrawn row only for its weight decay (8 bytes), or not at all.
+    One block of one tensor a program, found in ``p_table`` (see ``_make_table``); with a row mask it lies within one row.
+    Reads p, g, m, v and writes p, m, v: 28 bytes an element in float32, 20 on a restart, the least possible; m and v only
+    where drawn; an undrawn row is read and written only for its weight decay (8 bytes), else not at all.
     """
     i_block = tl.program_id(0)
     if p_found_inf is not None:
         if tl.load(p_found_inf) != 0:
             return
     T: tl.constexpr = tl.float64 if P.is_fp64() else tl.float32
-    i_tensor = _find(p_table, n_tensors, trips, i_block)
-    fields = _fields(p_table + i_tensor, n_tensors, 14)
+    i_tensor = find(p_table, n_tensors, trips, i_block)
+    fields = table_fields(p_table + i_tensor, n_tensors, 14)
     first, a_p, a_g, a_m, a_v, a_step, numel, row_length, local, whole, offset, first_row, index, aligned = fields
 
     n, cycle, k = phase(tl.load(a_step.to(tl.pointer_type(tl.float32))), reset_interval)
     arguments = (lr, decay, weight_decay, beta1, rest1, log1, beta2, rest2, log2, eps, threshold, warmup_angle)
-    b_lr, b_decay, b_weight_decay, beta1, rest1, log1, beta2, rest2, log2, eps, threshold, angle = _numbers(arguments, T)
+    b_lr, b_decay, b_weight_decay, beta1, rest1, log1, beta2, rest2, log2, eps, threshold, angle = numbers_of(arguments, T)
     if p_lr is not None:
         b_lr = tl.load(p_lr).to(T)
         b_decay = tl.fma(-b_lr, b_weight_decay, tl.cast(1.0, T))
@@ -186,26 +169,16 @@ def _spam_step(
     scale = None if p_grad_scale is None else tl.load(p_grad_scale).to(T)
 
     i_row, column, start, left, o = _tile((i_block - first).to(tl.int64), numel, row_length, BLOCK, MASK)
+    place, counters = (local, whole, offset), (n, index, key0, key1)
+    draw = (cycle, index, key0, key1, p_combinations, n_combinations)
     start_m, o_m, drawn, touched = start, o, True, True
     if MASK == ROW:
-        bits = stratum_bits((first_row >> 4) + (i_row >> 4), cycle, index, key0, key1, p_combinations, n_combinations)
-        j = (i_row & 15).to(tl.int32)
-        chosen_row = ((bits >> j) & 1) != 0
-        drawn = _everywhere(chosen_row, o)
-        touched = chosen_row | (weight_decay != 0) | (p_grad_scale is not None)
-        start_m = ((i_row >> 4) * chosen + bits_below(bits, j)) * row_length + column
+        start_m, drawn, row_drawn = _draw_row(i_row, column, row_length, first_row, chosen, draw, o)
+        touched = row_drawn | (weight_decay != 0) | (p_grad_scale is not None)
     if MASK == ELEMENT:
-        o_stratum = tl.arange(0, BLOCK // 16)
-        stratum = position(start, o_stratum * 16, local, whole, offset, BLOCK) >> 4
-        bits = stratum_bits(stratum, cycle, index, key0, key1, p_combinations, n_combinations)[:, None]
-        j = tl.arange(0, 16)[None, :]
-        drawn = ((bits >> j) & 1) != 0
-        start_m = (start >> 4) * chosen
-        o_m = o_stratum[:, None] * chosen + bits_below(bits, j)
-
+        start_m, o_m, drawn = _draw_elements(start, place, chosen, draw, BLOCK)
     if touched:
         addresses, starts = (a_p, a_g, a_m, a_v), (start, start_m)
-        place, counters = (local, whole, offset), (n, index, key0, key1)
         if (aligned != 0) & (left >= BLOCK):
             _update(
                 addresses, starts, o, o_m, left, drawn, rates, switches, scale, place, counters,
@@ -230,7 +203,7 @@ def spam_step_(
     """The op ``spam_step_`` (see ``ops.py``): one launch for each combination of device, dtypes and kind of mask."""
     ops.check(params, grads, exp_avgs, exp_avg_sqs, steps, lr, indices, placement, hyper["density_16ths"], hyper["row_mask"])
     rules = Hyper(**hyper)
-    buckets: dict[Any, list[tuple[list[Tensor], tuple[int, ...]]]] = {}
+    buckets: dict[Any, list[tuple[int, ...]]] = {}
     copies: list[tuple[Tensor, Tensor]] = []
     for i, (p, g, m, v, step) in enumerate(zip(params, grads, exp_avgs, exp_avg_sqs, steps, strict=True)):
         if step.device != p.device:
@@ -240,7 +213,8 @@ def spam_step_(
         mask = DENSE if m.shape == p.shape else ROW if rules.row_mask else ELEMENT
         tensors = [p, g, m, v]
         if not walk_together(tensors) or not (p.is_contiguous() or (mask == DENSE and m.dtype != torch.bfloat16)):
-            tensors = _contiguous(tensors, writes_grad=grad_scale is not None, name=f"[{i}]", copies=copies)
+            written = dict(zip((f"params[{i}]", f"grads[{i}]", f"exp_avgs[{i}]", f"exp_avg_sqs[{i}]"), tensors, strict=True))
+            tensors = stand_ins(written, () if grad_scale is not None else (f"grads[{i}]",), copies)
         where = tuple(placement[4 * i : 4 * i + 4]) or (p.numel(), p.numel(), 0, 0)
         rows = p.numel() // p.shape[0] if mask == ROW else p.numel()
         row = (*(t.data_ptr() for t in (*tensors, step)), p.numel(), rows, max(where[0], 1), *where[1:], indices[i])
@@ -253,20 +227,8 @@ def spam_step_(
     _advance(steps, found_inf)
 
 
-def _contiguous(tensors: list[Tensor], writes_grad: bool, name: str, copies: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
-    """Contiguous stand-ins; those that the kernel writes are noted in ``copies``."""
-    fresh = [tensor.contiguous() for tensor in tensors]
-    for i, (what, old, new) in enumerate(zip(("params", "grads", "exp_avgs", "exp_avg_sqs"), tensors, fresh, strict=True)):
-        if new is old or (i == 1 and not writes_grad):
-            continue
-        if any(stride == 0 and size > 1 for stride, size in zip(old.stride(), old.shape, strict=True)):
-            raise ValueError(f"{what}{name} is written and must not be expanded, got strides {old.stride()}")
-        copies.append((old, new))
-    return fresh
-
-
-def _make_table(rows: tuple[tuple[int, ...], ...], mask: int, dtypes: list[torch.dtype]) -> tuple[Tensor, tuple[int, int]]:
-    """The table that the kernel reads, [14, n_tensors] int64, and (blocks, block size)."""
+def _make_table(rows: tuple[tuple[int, ...], ...]) -> tuple[Tensor, tuple[int, int]]:
+    """The table that the kernel reads, [14, n_tensors] int64, and (blocks, block size). A row: see ``spam_step_``."""
     block = power_of_two(max(row[6] for row in rows), 64, 1024)
     lines, blocks = [], 0
     for row in rows:
@@ -283,12 +245,12 @@ def _combinations(chosen: int) -> tuple[Tensor, None]:
 
 
 def _launch(device, dtypes, mask, rows, lr, rules, grad_scale, found_inf) -> None:
-    table: Table = TABLES.get((rows, mask, *dtypes), device, lambda: _make_table(rows, mask, dtypes))
+    """One launch for the tensors of one bucket."""
+    table = TABLES.get(rows, device, lambda: _make_table(rows))
     blocks, block = table.plan
     combinations = None
     if mask != DENSE:
         combinations = TABLES.get(rules.density_16ths, device, lambda: _combinations(rules.density_16ths)).data
-    wide = dtypes[0] == torch.float64
     # A number that the host holds is passed; one that a device holds, or may change before a graph replays, is read there.
     on_host = lr.device.type == "cpu" and (device.type != "cpu" or lr.dtype == torch.float64)
     value = lr.item() if on_host else 0.0
@@ -305,14 +267,14 @@ def _launch(device, dtypes, mask, rows, lr, rules, grad_scale, found_inf) -> Non
         None if grad_scale is None else grad_scale.to(device),
         len(rows),
         len(rows).bit_length(),
-        *(_double_bits(x) for x in scalars) if wide else scalars,
+        *(double_bits(x) for x in scalars) if dtypes[0] == torch.float64 else scalars,
         rules.reset_interval,
         rules.warmup_steps,
         rules.unclipped_steps,
         rules.density_16ths,
         math.comb(STRATUM, rules.density_16ths),
-        _signed(rules.seed),
-        _signed(rules.seed >> 32),
+        signed_word(rules.seed),
+        signed_word(rules.seed >> 32),
         P=_TYPES[dtypes[0]],
         G=_TYPES[dtypes[1]],
         M=_TYPES[dtypes[2]],
@@ -324,15 +286,6 @@ def _launch(device, dtypes, mask, rows, lr, rules, grad_scale, found_inf) -> Non
         num_warps=max(1, block // 256),  # 8 elements a thread: 16 bytes and more in every dtype, and no spill
         enable_fp_fusion=False,  # so that results are those of the reference, operation by operation
     )
-
-
-def _double_bits(x: float) -> int:
-    return struct.unpack("<q", struct.pack("<d", x))[0]
-
-
-def _signed(word: int) -> int:
-    """The low 32 bits as a signed number: a launch types its integer arguments by their size."""
-    return (word & 0xFFFFFFFF ^ 0x80000000) - 0x80000000
 
 
 def _advance(steps: list[Tensor], found_inf: Tensor | None) -> None:

@@ -14,9 +14,7 @@ template <class T> T warmup_of(int64_t n, int64_t reset_interval, int64_t warmup
     return lk::warmup<T>(lk::spam_phase(n, reset_interval), warmup_steps);
 }
 
-template <class Number> float widen_bits(uint16_t bits) {
-    return lk::widen(Number{bits});
-}
+template <class Number> float widen_bits(uint16_t bits) { return lk::widen(Number{bits}); }
 
 template <class Number> uint16_t narrow_bits(float x) {
     Number out;

@@ -8,7 +8,6 @@ import ladderkern
 from ladderkern.testing import floats
 
 SHORT = dict(reset_interval=5, warmup_steps=2, unclipped_steps=1, weight_decay=0.1)
-KINDS = [{}, {"density": 0.25}, {"state_dtype": torch.bfloat16, "density": 0.5, "mask_unit": "row"}]
 
 
 @pytest.fixture(autouse=True)
@@ -28,12 +27,15 @@ def set_gradients(optimizer, n):
         p.grad = floats(p.shape, seed=100 + n)
 
 
-@pytest.mark.parametrize("options", KINDS, ids=str)
-@pytest.mark.parametrize("lr", [0.01, torch.tensor(0.01)], ids=["float", "tensor"])
+@pytest.mark.parametrize(
+    ("lr", "options"),
+    [(0.01, {}), (torch.tensor(0.01), {"state_dtype": torch.bfloat16, "density": 0.5})],
+    ids=["lr a float, dense", "lr a tensor, masked, bfloat16"],
+)
 def test_the_compiled_step_equals_the_eager_one(backend, snapshot, assert_bitwise_equal, options, lr):
     compiled, eager = pair(lr, **options)
     step = torch.compile(compiled.step, backend="aot_eager")
-    for n in range(12):
+    for n in range(7):
         for optimizer in (compiled, eager):
             set_gradients(optimizer, n)
         step()
@@ -41,7 +43,7 @@ def test_the_compiled_step_equals_the_eager_one(backend, snapshot, assert_bitwis
         assert_bitwise_equal(snapshot(compiled), snapshot(eager))
 
 
-def test_the_step_is_compiled_by_the_default_compiler(backend, snapshot, assert_bitwise_equal):
+def test_the_step_is_compiled_by_the_default_compiler(snapshot, assert_bitwise_equal):
     compiled, eager = pair(torch.tensor(0.01))
     step = torch.compile(compiled.step)
     for n in range(6):
@@ -52,7 +54,7 @@ def test_the_step_is_compiled_by_the_default_compiler(backend, snapshot, assert_
     assert_bitwise_equal(snapshot(compiled), snapshot(eager))
 
 
-def test_a_tensor_lr_that_changes_does_not_recompile(backend, snapshot, assert_bitwise_equal):
+def test_a_tensor_lr_that_changes_does_not_recompile(snapshot, assert_bitwise_equal):
     compiled, eager = pair(torch.tensor(0.01))
     counter = CompileCounter()
     step = torch.compile(compiled.step, backend=counter)
@@ -78,7 +80,7 @@ def test_the_step_is_one_graph(backend):
     assert not torch.equal(optimizer.param_groups[0]["params"][0], before)
 
 
-def test_the_step_compiles_inside_a_training_step(backend, snapshot, assert_bitwise_equal):
+def test_the_step_compiles_inside_a_training_step(snapshot, assert_bitwise_equal):
     compiled, eager = pair(torch.tensor(0.01))
 
     def train(optimizer, x):

@@ -1,0 +1,129 @@
+"""The same bits for every number of threads, every CPU tier and every run."""
+
+import hashlib
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import ladderkern
+from ladderkern.runtime.library import NATIVE
+from ladderkern.testing import floats
+
+FLOATS = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+KINDS = [{}, {"density": 0.25}, {"density": 0.5, "mask_unit": "row"}]
+SHAPES = [(512, 256), (37, 33), (7,), (48, 3, 16)]  # the first is large enough to be split among threads
+
+
+def fingerprint(kinds=KINDS, shapes=SHAPES, steps=9):
+    """SHA-256 of parameters and moments after more than two cycles, over all dtypes and masks."""
+    digest = hashlib.sha256()
+    for dtype in FLOATS:
+        for moments in (torch.float32, torch.bfloat16):
+            for kind in kinds:
+                params = [torch.nn.Parameter(floats(shape, dtype, seed=1)) for shape in shapes]
+                schedule = dict(reset_interval=4, warmup_steps=2, unclipped_steps=1, lr=0.01, weight_decay=0.1)
+                optimizer = ladderkern.SPAM(params, state_dtype=moments, **schedule, **kind)
+                for n in range(steps):
+                    for p in params:
+                        p.grad = floats(p.shape, dtype, seed=2 + n)
+                        p.grad.view(-1)[::5] *= 200
+                    optimizer.step()
+                for p in params:
+                    for t in (p.detach(), optimizer.state[p]["exp_avg"], optimizer.state[p]["exp_avg_sq"]):
+                        digest.update(t.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@pytest.fixture
+def thread_count():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_results_do_not_depend_on_the_number_of_threads(backend, thread_count):
+    kinds, shapes = KINDS[:2], SHAPES[:2]
+    found = set()
+    for threads in (1, 2, 3):
+        thread_count(threads)
+        found.add(fingerprint(kinds, shapes, steps=2))
+    assert len(found) == 1
+
+
+def test_results_do_not_depend_on_the_rng_state(backend):
+    first = fingerprint(KINDS, SHAPES[1:], steps=2)
+    torch.manual_seed(12345)
+    before = torch.get_rng_state()
+    assert fingerprint(KINDS, SHAPES[1:], steps=2) == first
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_another_seed_rounds_otherwise(backend):
+    def moments(seed):
+        p = torch.nn.Parameter(floats((256,), seed=1))
+        optimizer = ladderkern.SPAM([p], state_dtype=torch.bfloat16, seed=seed)
+        p.grad = floats((256,), seed=2)
+        optimizer.step()
+        return optimizer.state[p]["exp_avg"]
+
+    assert torch.equal(moments(1), moments(1))
+    assert not torch.equal(moments(1), moments(2))
+
+
+def cpu_flags():
+    try:
+        with open("/proc/cpuinfo") as cpuinfo:
+            return next((set(line.split()) for line in cpuinfo if line.startswith("flags")), set())
+    except OSError:
+        return set()
+
+
+@pytest.fixture(scope="module")
+def fingerprint_of_tier():
+    """(tier in use, fingerprint) of a fresh process, each process run once."""
+    known = {}
+
+    def run(tier):
+        if tier not in known:
+            command = f"""
+import runpy
+from ladderkern.runtime.library import NATIVE, cpu_isa
+assert NATIVE.loaded, NATIVE.reason
+print(cpu_isa(), runpy.run_path({__file__!r})["fingerprint"]())
+"""
+            environment = {k: v for k, v in os.environ.items() if k not in ("LADDERKERN_CPU_ISA", "LADDERKERN_BACKEND")}
+            environment |= {"OMP_NUM_THREADS": "1", **({"LADDERKERN_CPU_ISA": tier} if tier else {})}
+            done = subprocess.run([sys.executable, "-c", command], env=environment, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            known[tier] = done.stdout.split()
+        return known[tier]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("tier", "flags"),
+    [("baseline", set()), ("avx2", {"avx2", "fma"}), ("avx512", {"avx512f", "avx512bw", "avx512vl", "avx512dq"})],
+    ids=["baseline", "avx2", "avx512"],
+)
+def test_every_cpu_tier_gives_the_same_bits(native, fingerprint_of_tier, tier, flags):
+    if flags - cpu_flags():
+        pytest.skip(f"this CPU lacks {', '.join(sorted(flags - cpu_flags()))}")
+    in_use, bits = fingerprint_of_tier(tier)
+    assert in_use == tier
+    assert bits == fingerprint_of_tier(None)[1]
+
+
+def test_a_tier_that_does_not_exist_is_refused_with_the_reason():
+    if not NATIVE.path.exists():
+        pytest.skip(f"native backend: {NATIVE.reason}")
+    command = "from ladderkern.runtime.library import NATIVE; print(NATIVE.loaded, NATIVE.reason)"
+    environment = {**os.environ, "LADDERKERN_CPU_ISA": "mmx"}
+    done = subprocess.run([sys.executable, "-c", command], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("False ")
+    assert "LADDERKERN_CPU_ISA" in done.stdout
+    assert "mmx" in done.stdout
