@@ -26,7 +26,8 @@ QUICK = os.environ.get("LADDERKERN_BENCH_QUICK", "0") not in ("", "0")
 UNCHECKED = os.environ.get("LADDERKERN_BENCH_UNCHECKED", "0") not in ("", "0")
 
 # The quick tests of each feature: bench/test_<feature>.py runs only when they pass.
-GATES = {"spam": ("tests/spam/test_native.py", "tests/spam/test_optimizer.py")}
+SPAM_TESTS = ("published", "optimizer", "masks", "determinism")
+GATES = {"spam": tuple(f"tests/spam/test_{name}.py" for name in SPAM_TESTS)}
 PEER_PACKAGES = ("pytorch_optimizer", "pytest-benchmark")
 
 # glibc's mallopt: without these every large tensor is fresh pages, and page faults drown what is measured.

@@ -2,184 +2,12 @@
 // not contiguous numbers of the arithmetic's type go through small buffers. Results do not depend on tier, chunk or thread.
 #include "spam.h"
 
-#include "../math/numbers.h"
-#include "philox_lanes.h"
+#include "elements.h"
+#include "spam_draws.h"
 
 namespace lk {
 namespace LK_ISA {
 namespace {
-
-constexpr int kBlock = 512; // elements of p at a time: the buffers stay in the first-level cache
-
-// ---------------------------------------------------------------------------------------------------- loads and stores
-
-// Which numbers of a tensor: element i of a block is the i-th from start, or the i-th of the chosen positions; behind
-// offsets, where strides ask for them.
-struct Where {
-    int64_t start;
-    const int64_t* offsets; // [block] where each element of the block lies in memory; null: start + its position
-    const int* positions;   // [n] positions in the block; null: 0 .. n - 1
-};
-
-template <class F> void for_each_place(const Where& where, int n, const F& f) {
-    if (where.offsets && where.positions)
-        for (int i = 0; i < n; ++i)
-            f(i, where.offsets[where.positions[i]]);
-    else if (where.offsets)
-        for (int i = 0; i < n; ++i)
-            f(i, where.offsets[i]);
-    else if (where.positions)
-        for (int i = 0; i < n; ++i)
-            f(i, where.start + where.positions[i]);
-    else
-        for (int i = 0; i < n; ++i)
-            f(i, where.start + i);
-}
-
-template <class S, class T> void load_as(const char* base, const Where& where, int n, T* __restrict out) {
-    const S* __restrict source = reinterpret_cast<const S*>(base);
-    for_each_place(where, n, [=](int i, int64_t at) { out[i] = T(widen(source[at])); });
-}
-
-template <class S, class T> void store_as(const T* __restrict values, char* base, const Where& where, int n) {
-    S* __restrict target = reinterpret_cast<S*>(base);
-    for_each_place(where, n, [=](int i, int64_t at) {
-        if constexpr (sizeof(S) == 8)
-            target[at] = values[i];
-        else
-            narrow(float(values[i]), target[at]);
-    });
-}
-
-// n elements, widened to T.
-template <class T> void load(const char* base, DType dtype, const Where& where, int n, T* out) {
-    switch (dtype) {
-    case DType::kFloat:
-        return load_as<float>(base, where, n, out);
-    case DType::kBFloat16:
-        return load_as<bf16>(base, where, n, out);
-    case DType::kHalf:
-        return load_as<f16>(base, where, n, out);
-    case DType::kDouble:
-        return load_as<double>(base, where, n, out);
-    }
-}
-
-template <class T> void store(const T* values, char* base, DType dtype, const Where& where, int n) {
-    switch (dtype) {
-    case DType::kFloat:
-        return store_as<float>(values, base, where, n);
-    case DType::kBFloat16:
-        return store_as<bf16>(values, base, where, n);
-    case DType::kHalf:
-        return store_as<f16>(values, base, where, n);
-    case DType::kDouble:
-        return store_as<double>(values, base, where, n);
-    }
-}
-
-template <class T> constexpr DType dtype_of() { return sizeof(T) == 8 ? DType::kDouble : DType::kFloat; }
-
-// Where n logical elements from start lie in memory, found by counting through the sizes; null if simply in a row.
-const int64_t* strided_offsets(const SpamTask& task, const int64_t* strides, int64_t start, int n, int64_t* out) {
-    if (!strides)
-        return nullptr;
-    int64_t index[64], offset = 0;
-    for (int d = task.ndim - 1; d >= 0; --d) {
-        index[d] = start % task.sizes[d];
-        start /= task.sizes[d];
-        offset += index[d] * strides[d];
-    }
-    for (int i = 0; i < n; ++i) {
-        out[i] = offset;
-        for (int d = task.ndim - 1; d >= 0; --d) {
-            offset += strides[d];
-            if (++index[d] < task.sizes[d])
-                break;
-            offset -= strides[d] * task.sizes[d];
-            index[d] = 0;
-        }
-    }
-    return out;
-}
-
-// ------------------------------------------------------------------------------------------------------ random numbers
-
-// Words of n consecutive positions: word position % 4 of the Philox block position / 4.  out has room for n + 4 * (kPhiloxLanes
-// + 1) words.
-const uint32_t* random_words(uint64_t first, int n, uint32_t c2, uint32_t c3, uint64_t seed, uint32_t stream, uint32_t* out) {
-    const int skip = int(first & 3);
-    for (int done = 0; done < n + skip; done += 4 * kPhiloxLanes)
-        philox_lanes(out + done, (first >> 2) + done / 4, c2, c3, seed, stream);
-    return out + skip;
-}
-
-// Calls f(done, global position, length) for each run of n elements from start that is consecutive in the whole parameter.
-template <class F> void for_global_runs(const SpamTask& task, int64_t start, int n, const F& f) {
-    for (int done = 0; done < n;) {
-        const int64_t e = start + done, inside = e % task.local_block;
-        const int64_t left = task.local_block - inside;
-        const int length = left < n - done ? int(left) : n - done;
-        f(done, uint64_t(e / task.local_block * task.global_block + task.offset + inside), length);
-        done += length;
-    }
-}
-
-void rounding_words(const SpamTask& task, const SpamCall& call, int64_t start, int n, uint32_t* out) {
-    uint32_t scratch[kBlock + 4 * (kPhiloxLanes + 1)];
-    for_global_runs(task, start, n, [&](int done, uint64_t position, int length) {
-        const uint32_t* words =
-            random_words(position, length, uint32_t(task.phase.n), task.index, call.hyper.seed, kRoundingStream, scratch);
-        for (int i = 0; i < length; ++i)
-            out[done + i] = words[i];
-    });
-}
-
-// Positions of the draws of `count` strata from position `first` of the block. Fixed counts let the compiler unroll.
-template <int Fixed> int* expand_draws(const SpamCall& call, const uint32_t* words, int count, int first, int* next) {
-    const int chosen = Fixed ? Fixed : call.hyper.chosen;
-    for (int stratum = 0; stratum < count; ++stratum, next += chosen) {
-        const uint32_t rank = uint32_t(uint64_t(words[stratum]) * call.n_combinations >> 32);
-        const uint8_t* combination = call.combinations + int64_t(rank) * chosen;
-        for (int j = 0; j < chosen; ++j)
-            next[j] = first + stratum * kStratum + combination[j];
-    }
-    return next;
-}
-
-// Positions in the block (of n elements from start, whole strata) of the drawn elements, in order; returns their number.
-int drawn_elements(const SpamTask& task, const SpamCall& call, int64_t start, int n, int* out) {
-    uint32_t scratch[kBlock / kStratum + 4 * (kPhiloxLanes + 1)];
-    int* next = out;
-    for_global_runs(task, start, n, [&](int done, uint64_t position, int length) {
-        const int strata = length / kStratum;
-        const uint32_t* words = random_words(position / kStratum, strata, uint32_t(task.phase.cycle), task.index,
-                                             call.hyper.seed, kMaskStream, scratch);
-        switch (call.hyper.chosen) {
-        case 4:
-            next = expand_draws<4>(call, words, strata, done, next);
-            break;
-        case 8:
-            next = expand_draws<8>(call, words, strata, done, next);
-            break;
-        default:
-            next = expand_draws<0>(call, words, strata, done, next);
-        }
-    });
-    return int(next - out);
-}
-
-// The rows that a stratum draws, as bits.
-uint32_t drawn_rows(const SpamTask& task, const SpamCall& call, int64_t local_stratum) {
-    const uint64_t stratum = uint64_t(task.row_offset / kStratum + local_stratum);
-    uint32_t c[4] = {uint32_t(stratum >> 2), uint32_t(stratum >> 34), uint32_t(task.phase.cycle), task.index};
-    philox(c, call.hyper.seed, kMaskStream);
-    const uint32_t rank = uint32_t(uint64_t(c[stratum & 3]) * call.n_combinations >> 32);
-    uint32_t bits = 0;
-    for (int j = 0; j < call.hyper.chosen; ++j)
-        bits |= 1u << call.combinations[int64_t(rank) * call.hyper.chosen + j];
-    return bits;
-}
 
 // --------------------------------------------------------------------------------------------------------- the update
 
@@ -242,6 +70,11 @@ template <class T> void update(const SpamTask& task, T* p, const T* g, int64_t m
         v_out[i] = round_stochastically(float(v[i]), noise[i] >> 16);
 }
 
+// Where n elements of p (or g) from start lie; offsets has room for them.
+Where place(const SpamTask& task, const SpamTensor& tensor, int64_t start, int n, int64_t* offsets) {
+    return {start, strided_offsets(task.sizes, task.ndim, tensor.strides, start, n, offsets), nullptr};
+}
+
 // Divides gradients by the scale of AMP and writes them back.
 template <class T> void unscale(const SpamTask& task, const SpamCall& call, const Where& where, int n, T* g) {
     for (int i = 0; i < n; ++i)
@@ -254,8 +87,8 @@ template <class T> void dense_block(const SpamTask& task, const SpamCall& call, 
     T p_buffer[kBlock], g_buffer[kBlock];
     int64_t p_offsets[kBlock], g_offsets[kBlock];
     uint32_t noise[kBlock];
-    const Where p_where{start, strided_offsets(task, task.p.strides, start, n, p_offsets), nullptr};
-    const Where g_where{start, strided_offsets(task, task.g.strides, start, n, g_offsets), nullptr};
+    const Where p_where = place(task, task.p, start, n, p_offsets);
+    const Where g_where = place(task, task.g, start, n, g_offsets);
     const bool p_direct = !task.p.strides && task.p.dtype == dtype_of<T>();
     const bool g_direct = !task.g.strides && task.g.dtype == dtype_of<T>() && !call.unscale;
     T* p = p_direct ? reinterpret_cast<T*>(task.p.data) + start : p_buffer;
@@ -319,8 +152,8 @@ template <class T> void walk_elements(const SpamTask& task, const SpamCall& call
         prefetch(task.p, start + length, ahead);
         prefetch(task.g, start + length, ahead);
         const int n = drawn_elements(task, call, start, length, positions);
-        const Where p_all{start, strided_offsets(task, task.p.strides, start, length, p_offsets), nullptr};
-        const Where g_all{start, strided_offsets(task, task.g.strides, start, length, g_offsets), nullptr};
+        const Where p_all = place(task, task.p, start, length, p_offsets);
+        const Where g_all = place(task, task.g, start, length, g_offsets);
         const Where p_drawn{start, p_all.offsets, positions}, g_drawn{start, g_all.offsets, positions};
         load<T>(task.p.data, task.p.dtype, p_drawn, n, p);
         load<T>(task.g.data, task.g.dtype, g_drawn, n, g);
@@ -356,8 +189,8 @@ template <class T> void walk_rows(const SpamTask& task, const SpamCall& call, in
                 dense_block<T>(task, call, start + done, slot * task.row_length + column + done, n);
             } else {
                 int64_t p_offsets[kBlock], g_offsets[kBlock];
-                const Where p_where{start + done, strided_offsets(task, task.p.strides, start + done, n, p_offsets), nullptr};
-                const Where g_where{start + done, strided_offsets(task, task.g.strides, start + done, n, g_offsets), nullptr};
+                const Where p_where = place(task, task.p, start + done, n, p_offsets);
+                const Where g_where = place(task, task.g, start + done, n, g_offsets);
                 undrawn_block<T>(task, call, p_where, g_where, n);
             }
         }

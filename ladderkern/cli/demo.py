@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     start = time.perf_counter()
     setting = dataclasses.replace(QUICK if arguments.quick else FULL, seed=arguments.seed)
     plan = Plan.draw(setting)
-    print(introduction(plan, arguments.output))
+    print(introduction(plan, arguments.output), flush=True)
     runs = train_all(plan)
     arguments.output.mkdir(parents=True, exist_ok=True)
     report.write_csv(runs, plan, arguments.output / "spam.csv")
@@ -98,7 +98,7 @@ def train_all(plan: Plan) -> list[Run]:
     for title in (YARDSTICK, *BEST_LR):
         name = "AdamW" if title == YARDSTICK else title
 
-        progress = functools.partial(tqdm, desc=f"{title:22}", unit="step")
+        progress = functools.partial(tqdm, desc=f"{title:22}", unit="step", mininterval=0.5)
         result = train(name, BEST_LR[name], plan, spikes=title != YARDSTICK, progress=progress)
         result.name = title
         runs.append(result)

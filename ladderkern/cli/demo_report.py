@@ -24,7 +24,7 @@ def table(runs: list[Run]) -> str:
     ]
     widths = [max(len(row[i]) for row in (_HEADER, *rows)) for i in range(len(_HEADER))]
     lines = [
-        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        "  ".join((row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))))
         for row in (_HEADER, tuple("─" * w for w in widths), *rows)
     ]
     return "\n".join(lines)
@@ -35,17 +35,17 @@ def reading_guide(runs: list[Run], plan: Plan, *, quick: bool) -> str:
     yardstick, spiked = runs[0], runs[1:]
     best = min(spiked, key=lambda run: run.held_out)
     setting = plan.setting
+    cost = spiked[0].held_out - yardstick.held_out
     lines = [
-        f"Loss in nats a byte (less is better), seed {setting.seed}. Spikes cost AdamW "
-        f"{spiked[0].held_out - yardstick.held_out:+.4f}; best under spikes: {best.name}, {best.held_out:.4f}.",
-        "One seed: run again with --seed N to see how much is chance.",
-        f"Betas {BETAS}, no weight decay, lr warm-up {setting.lr_warmup} steps, then cosine to 10 %. AdamW: fused, eps 1e-8. "
-        "SPAM: eps 1e-6, threshold 5000.",
-        f"Optimizer step: median over the run, clipping included, {torch.get_num_threads()} threads. "
-        f"SPAM's backend: {explain('spam_step_', torch.empty(1))}",
+        f"Held-out loss in nats a byte: less is better. The spikes cost AdamW {cost:+.4f}; best under spikes: {best.name}.",
+        f"This is one seed ({setting.seed}): run again with --seed N to see how much is chance.",
+        f"All: betas {BETAS}, no weight decay, lr warm-up of {setting.lr_warmup} steps, then cosine to 10 %.",
+        "AdamW: torch's fused one, eps 1e-8. SPAM: eps 1e-6 and threshold 5000, as published.",
+        f"Optimizer step: median of the run, clipping included, {torch.get_num_threads()} threads; "
+        f"{explain('spam_step_', torch.empty(1))}.",
     ]
     if quick:
-        lines.append("--quick stops so early that little separates the optimizers, at rates swept for the full run.")
+        lines.append("--quick stops early, at learning rates found for the full run: do not compare optimizers by it.")
     return "\n".join(lines)
 
 

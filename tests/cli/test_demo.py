@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 
 from ladderkern.cli import demo, demo_training, main
 
@@ -96,7 +97,6 @@ def test_the_same_seed_gives_the_same_losses():
 
 
 def test_a_spike_multiplies_its_coordinates_and_no_others():
-    torch = pytest.importorskip("torch")
     p = torch.zeros(8, 25, requires_grad=True)
     p.grad = torch.ones(8, 25)
     setting = dataclasses.replace(TINY, spike_share=0.05)
@@ -139,8 +139,7 @@ def test_the_kept_sweep_is_of_this_setting_and_of_another_seed():
 
 
 def test_a_missing_package_is_one_line_and_exit_code_1(monkeypatch, capsys):
-    find_spec = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tqdm" else find_spec(name))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tqdm" else "found")
     arguments = argparse.Namespace(quick=True, seed=0, output=Path("unused"))
     assert demo.run(arguments) == 1
     out, err = capsys.readouterr()

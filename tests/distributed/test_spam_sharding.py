@@ -63,6 +63,25 @@ def test_uneven_and_empty_shards_step_as_the_whole(world_size, mode):
     Twins.of(ragged_rows(), mesh_of(world_size), **MODES[mode]).train()
 
 
+@pytest.mark.ranks(4)
+@pytest.mark.parametrize("name", ["reference", "native"])
+@pytest.mark.parametrize("mode", ["element-bf16-moments", "row-bf16-moments"])
+def test_each_backend_steps_shards_as_the_whole(name, mode):
+    specs = [
+        Spec((64, 64), [Shard(0), Shard(1)]),
+        Spec((3, 32), [Shard(0), Shard(0)]) if mode.startswith("element") else Spec((32, 5), [Shard(1), Shard(0)]),
+        Spec((32, 3, 32), [Shard(0), Shard(2)]),
+        Spec((5,), [Shard(0), Shard(0)]),
+        Spec((16, 16), None),
+    ]
+    twins = Twins.of(specs, mesh_of(2, 2), **MODES[mode])
+    with ladderkern.backend(name):
+        try:
+            twins.train()
+        except ladderkern.BackendUnavailable as reason:
+            pytest.skip(str(reason))
+
+
 @pytest.mark.ranks(2, 3, 4)
 @pytest.mark.parametrize("mode", MODES)
 def test_column_shards_step_as_the_whole(world_size, mode):

@@ -9,16 +9,15 @@ import pytest
 import torch
 
 import ladderkern
-from ladderkern.runtime.library import NATIVE
 from ladderkern.testing import floats
 
 FLOATS = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 KINDS = [{}, {"density": 0.25}, {"density": 0.5, "mask_unit": "row"}]
-SHAPES = [(512, 256), (37, 33), (7,), (48, 3, 16)]  # the first is large enough to be split among threads
+SHAPES = [(160, 256), (37, 33), (7,), (48, 3, 16)]  # the first is large enough to be split among threads
 
 
-def fingerprint(kinds=KINDS, shapes=SHAPES, steps=9):
-    """SHA-256 of parameters and moments after more than two cycles, over all dtypes and masks."""
+def fingerprint(kinds=KINDS, shapes=SHAPES, steps=5):
+    """SHA-256 of parameters and moments past a reset, over all dtypes and masks."""
     digest = hashlib.sha256()
     for dtype in FLOATS:
         for moments in (torch.float32, torch.bfloat16):
@@ -45,11 +44,10 @@ def thread_count():
 
 
 def test_results_do_not_depend_on_the_number_of_threads(backend, thread_count):
-    kinds, shapes = KINDS[:2], SHAPES[:2]
     found = set()
-    for threads in (1, 2, 3):
+    for threads in (1, 2):
         thread_count(threads)
-        found.add(fingerprint(kinds, shapes, steps=2))
+        found.add(fingerprint([{"density": 0.25}], SHAPES[:2], steps=2))
     assert len(found) == 1
 
 
@@ -117,13 +115,24 @@ def test_every_cpu_tier_gives_the_same_bits(native, fingerprint_of_tier, tier, f
     assert bits == fingerprint_of_tier(None)[1]
 
 
-def test_a_tier_that_does_not_exist_is_refused_with_the_reason():
-    if not NATIVE.path.exists():
-        pytest.skip(f"native backend: {NATIVE.reason}")
-    command = "from ladderkern.runtime.library import NATIVE; print(NATIVE.loaded, NATIVE.reason)"
+def test_a_tier_that_does_not_exist_is_named_where_it_matters(native):
+    command = """
+import torch, ladderkern
+p = torch.nn.Parameter(torch.ones(2))
+p.grad = torch.ones(2)
+try:
+    with ladderkern.backend("native"):
+        ladderkern.SPAM([p]).step()
+except RuntimeError as error:
+    print(error)
+print(p.tolist(), ladderkern.info()["native"])
+"""
     environment = {**os.environ, "LADDERKERN_CPU_ISA": "mmx"}
     done = subprocess.run([sys.executable, "-c", command], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("False ")
-    assert "LADDERKERN_CPU_ISA" in done.stdout
-    assert "mmx" in done.stdout
+    error, status = done.stdout.splitlines()
+    assert "LADDERKERN_CPU_ISA" in error
+    assert "baseline, avx2, avx512" in error
+    assert "mmx" in error
+    assert status.startswith("[1.0, 1.0] ")
+    assert "mmx" in status

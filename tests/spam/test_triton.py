@@ -13,11 +13,11 @@ pytestmark = pytest.mark.interpreter
 
 TRITON, REFERENCE = torch.ops.ladderkern.spam_step_.triton, torch.ops.ladderkern.spam_step_.reference
 F32, BF16, F16, F64 = torch.float32, torch.bfloat16, torch.float16, torch.float64
-HYPER = dict(
-    beta1=0.9, beta2=0.999, eps=1e-6, weight_decay=0.1, threshold=50.0, reset_interval=5, warmup_steps=3,
-    unclipped_steps=2, cycle_correction=False, freeze_zero_variance=False, maximize=False, density_16ths=16,
-    row_mask=False, seed=-(2**40) - 7,
-)  # fmt: skip
+HYPER = {
+    "beta1": 0.9, "beta2": 0.999, "eps": 1e-6, "weight_decay": 0.1, "threshold": 50.0, "reset_interval": 5,
+    "warmup_steps": 3, "unclipped_steps": 2, "cycle_correction": False, "freeze_zero_variance": False, "maximize": False,
+    "density_16ths": 16, "row_mask": False, "seed": -(2**40) - 7,
+}  # fmt: skip
 DENSE, ELEMENT, ROW = {}, {"density_16ths": 5}, {"density_16ths": 5, "row_mask": True}
 MASKS = pytest.mark.parametrize("mask", [DENSE, ELEMENT, ROW], ids=["dense", "element", "row"])
 LR = torch.tensor(0.01, dtype=F64)
@@ -49,6 +49,13 @@ def clone(lists, dtype=None):
     ]
 
 
+def drawn_of(shape, mask, **where):
+    """The mask of the parameter with index 3, the first of each call here, as ``ladderkern.spam.mask`` draws it."""
+    unit = "row" if mask.get("row_mask") else "element"
+    density = mask.get("density_16ths", 16) / 16
+    return ladderkern.spam.mask(shape, density, seed=HYPER["seed"], index=3, mask_unit=unit, **where)
+
+
 def call(op, lists, *, lr=LR, indices=None, placement=(), grad_scale=None, found_inf=None, **hyper):
     indices = list(range(3, 3 + len(lists[0]))) if indices is None else indices
     extra = {"grad_scale": grad_scale, "found_inf": found_inf}
@@ -77,7 +84,7 @@ def assert_equal(ours, others, names=NAMES):
 @MASKS
 @pytest.mark.parametrize("correction", ["global", "cycle"])
 def test_every_phase_of_three_cycles(mask, correction):
-    lists = make([(16, 48), (7,)], before=0.0, **mask)
+    lists = make([(16, 32), (7,)], before=0.0, **mask)
     for moment in (*lists[2], *lists[3]):
         moment.zero_()
     for n in range(1, 13):
@@ -89,6 +96,8 @@ def test_every_phase_of_three_cycles(mask, correction):
 @MASKS
 def test_all_dtypes_mixed_in_one_call(mask):
     combinations = list(itertools.product((F32, BF16, F16, F64), (F32, BF16, F16, F64), (F32, BF16, F64)))
+    if mask is ROW:  # 16 programs a tensor: a part of them is enough to see that dtypes and rows do not meddle
+        combinations = combinations[::7]
     param, grad, moments = zip(*combinations, strict=True)
     lists = make([(16, 16)] * len(combinations), list(param), list(grad), list(moments), **mask)
     assert_step_right(lists, **mask)
@@ -105,7 +114,7 @@ def test_element_masks_of_odd_shapes(shape):
     assert_step_right(make([shape], density_16ths=3), density_16ths=3)
 
 
-@pytest.mark.parametrize("shape", [(16, 1), (32, 7), (16, 3, 22), (16, 1030)], ids=str)
+@pytest.mark.parametrize("shape", [(16, 1), (32, 7), (16, 2, 33), (16, 1030)], ids=str)
 def test_row_masks_of_odd_shapes(shape):
     assert_step_right(make([shape], **ROW), **ROW)
 
@@ -113,23 +122,19 @@ def test_row_masks_of_odd_shapes(shape):
 @pytest.mark.parametrize("row_mask", [False, True], ids=["element", "row"])
 @pytest.mark.parametrize("chosen", [1, 4, 8, 11, 15])
 def test_exactly_the_drawn_elements_move(chosen, row_mask):
-    hyper = dict(density_16ths=chosen, row_mask=row_mask, weight_decay=0.0)
+    hyper = {"density_16ths": chosen, "row_mask": row_mask, "weight_decay": 0.0}
     lists = make([(16, 32)], before=11.0, **hyper)
     lists[1][0].fill_(1.0)
     before = clone(lists)
-    call(TRITON, lists, indices=[9], **hyper)
-    unit = "row" if row_mask else "element"
-    drawn = ladderkern.spam.mask((16, 32), chosen / 16, seed=HYPER["seed"], index=9, cycle=2, mask_unit=unit)
-    assert torch.equal(lists[0][0] != before[0][0], drawn)
+    call(TRITON, lists, **hyper)
+    assert torch.equal(lists[0][0] != before[0][0], drawn_of((16, 32), hyper, cycle=2))
 
 
 @pytest.mark.parametrize("mask", [ELEMENT, ROW], ids=["element", "row"])
 def test_gradients_outside_the_mask_are_not_looked_at(mask):
-    lists = make([(32, 16)], **mask)
+    lists = make([(16, 16)], **mask)
     expected = clone(lists)
-    drawn = ladderkern.spam.mask(
-        (32, 16), 5 / 16, seed=HYPER["seed"], index=3, mask_unit="row" if "row_mask" in mask else "element"
-    )
+    drawn = drawn_of((16, 16), mask)
     lists[1][0][~drawn] = float("nan")
     call(TRITON, lists, **mask)
     call(TRITON, expected, **mask)
@@ -150,11 +155,12 @@ def test_empty_lists():
 
 
 @pytest.mark.parametrize("moments", [F32, BF16])
-@pytest.mark.parametrize("which", range(4), ids=NAMES[:4])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("layout", "which"),
+    [(layout, which) for layout in LAYOUTS for which in range(4) if layout != "expanded" or NAMES[which] == "grads"],
+    ids=lambda case: NAMES[case] if isinstance(case, int) else case,
+)
 def test_layouts(layout, which, moments):
-    if layout == "expanded" and which != 1:
-        pytest.skip("only gradients may be expanded")
     shape = (2, 3, 4, 5)
     lists = make([shape], moments=moments)
     values = floats(shape, lists[which][0].dtype, layout=layout, offset=1, seed=77)
@@ -202,7 +208,7 @@ def test_grad_scale(mask, grad):
     expected = clone(lists)
     scale = torch.tensor([3.0])
     call(REFERENCE, expected, grad_scale=scale, **mask)
-    assert_step_right(lists, grad_scale=scale, found_inf=torch.zeros(1), **mask)
+    assert_step_right(lists, grad_scale=scale, found_inf=torch.tensor(0.0), **mask)
     assert_equal(lists, expected, ("grads", "steps"))
 
 
@@ -210,7 +216,7 @@ def test_grad_scale(mask, grad):
 def test_nothing_changes_where_an_infinity_was_found(mask):
     lists = make([(16, 32), (5,), (0,)], **mask)
     before = clone(lists)
-    call(TRITON, lists, grad_scale=torch.tensor(2.0), found_inf=torch.ones(1), **mask)
+    call(TRITON, lists, grad_scale=torch.tensor(2.0), found_inf=torch.tensor(1.0), **mask)
     assert_equal(lists, before)
 
 
@@ -221,9 +227,7 @@ def test_an_expanded_gradient_cannot_be_unscaled():
         call(TRITON, lists, grad_scale=torch.tensor(2.0))
 
 
-@pytest.mark.parametrize(
-    "lr", [torch.tensor(0.02), torch.tensor([0.02]), torch.tensor(0.02, dtype=F64)], ids=["0d", "1d", "double"]
-)
+@pytest.mark.parametrize("lr", [torch.tensor(0.02), torch.tensor([0.02]), torch.tensor(0.02, dtype=F64)], ids=str)
 @pytest.mark.parametrize("param", [F32, F64])
 def test_lr_tensors(lr, param):
     assert_step_right(make([(40,)], param, moments=param), lr=lr)
@@ -278,12 +282,7 @@ SHARDS = {
 def test_a_shard_steps_as_its_part_of_the_whole(case, moments):
     mask, part, placement = SHARDS[case]
     whole = make([(48, 64)], moments=moments, **mask)
-    full = torch.ones(48, 64, dtype=torch.bool)
-    drawn = full
-    if mask:
-        drawn = ladderkern.spam.mask(
-            (48, 64), 5 / 16, seed=HYPER["seed"], index=3, mask_unit="row" if case != "element" else "element"
-        )
+    drawn = drawn_of((48, 64), mask)
     shard = [[whole[i][0][part].clone()] for i in range(2)]
     held = ops.compact_shape(shard[0][0].shape, mask.get("density_16ths", 16), mask.get("row_mask", False))
     spread = [torch.zeros(48, 64, dtype=moments).masked_scatter_(drawn, whole[i][0])[part] for i in (2, 3)]
@@ -356,7 +355,7 @@ def test_the_optimizer_on_the_triton_backend(unit):
     def train(name):
         torch.manual_seed(0)
         model = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.Linear(16, 3))
-        options = dict(density=0.5, mask_unit=unit, reset_interval=4, warmup_steps=2, unclipped_steps=1)
+        options = {"density": 0.5, "mask_unit": unit, "reset_interval": 4, "warmup_steps": 2, "unclipped_steps": 1}
         optimizer = ladderkern.SPAM(model.parameters(), lr=0.01, weight_decay=0.1, **options)
         with ladderkern.backend(name):
             for _ in range(6):
