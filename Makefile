@@ -24,7 +24,7 @@ PIP := $(PY) -m pip
 EXTRAS_demo := demo
 EXTRAS_test := test,triton,demo
 EXTRAS_lint := dev
-EXTRAS_bench := bench,triton
+EXTRAS_bench := bench,triton,test
 
 ifneq ($(LADDERKERN_BUILD_NATIVE),0)
 NATIVE := ladderkern/lib/libladderkern_native.so

@@ -87,8 +87,12 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
-def _why_not(name: str, device: str) -> str:
-    """Why backend ``name`` cannot serve tensors on ``device``; empty if it can."""
+def _why_not(op: Op, name: str, device: str) -> str:
+    """Why backend ``name`` cannot serve ``op`` on tensors of ``device``; empty if it can."""
+    if name == "cuda":
+        return "the CUDA library is not built" if device == "cuda" else f"it serves CUDA tensors, not {device}"
+    if name not in op.backends:
+        return f"the op is written for {', '.join(op.backends)} alone"
     if name == "native":
         if device != "cpu":
             return f"it serves CPU tensors, not {device}"
@@ -99,8 +103,6 @@ def _why_not(name: str, device: str) -> str:
         if device == "cpu" and not interpreting():
             return "CPU tensors need TRITON_INTERPRET=1, set before import"
         return "" if device in ("cpu", "cuda") else f"it serves CUDA and ROCm tensors, not {device}"
-    if name == "cuda":
-        return "the CUDA library is not built" if device == "cuda" else f"it serves CUDA tensors, not {device}"
     return ""
 
 
@@ -113,7 +115,7 @@ def select(op: Op, *tensors: Tensor) -> Any:
     name = current()
     if name == "auto":
         return op.default
-    reason = _why_not(name, tensors[0].device.type if tensors else "cpu")
+    reason = _why_not(op, name, tensors[0].device.type if tensors else "cpu")
     if reason:
         raise BackendUnavailable(f"backend {name!r} cannot serve {op.name}: {reason}")
     return {"reference": op.reference, "triton": op.triton}.get(name, op.default)
@@ -135,23 +137,13 @@ def explain(op: Any, *tensors: Tensor) -> str:
     device = tensors[0].device.type if tensors else "cpu"
     chosen = current()
     if chosen != "auto":
-        reason = _why_not(chosen, device)
+        reason = _why_not(OPS[name], chosen, device)
         verdict = f"cannot serve: {reason}" if reason else "as asked for by name"
         return f"{name} on {device}: {chosen} ({verdict})"
     refused = []
     for candidate in _BEST_FIRST.get(device, ("reference",)):
-        reason = _why_not(candidate, device)
+        reason = _why_not(OPS[name], candidate, device)
         if not reason:
             break
         refused.append(f"not {candidate}: {reason}")
     return f"{name} on {device}: {candidate}" + (f" ({'; '.join(refused)})" if refused else "")
-
-
-def triton_version() -> str | None:
-    """The installed Triton's version, without importing it; None where there is none."""
-    from importlib import metadata
-
-    try:
-        return metadata.version("triton")
-    except metadata.PackageNotFoundError:
-        return None

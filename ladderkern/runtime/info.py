@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import platform
+from importlib import metadata
 
 import torch
 import torch.distributed as dist
 
-from .backend import current, interpreting, triton_version
+from .backend import current, interpreting
 from .library import NATIVE, cpu_isa
+
+
+def _triton_version() -> str | None:
+    """The installed Triton's version, without importing it; None where there is none."""
+    try:
+        return metadata.version("triton")
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def info() -> dict[str, str]:
@@ -20,7 +29,7 @@ def info() -> dict[str, str]:
 
     cuda = torch.version.cuda or (f"ROCm {torch.version.hip}" if torch.version.hip else "")
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    triton = triton_version()
+    triton = _triton_version()
     distributed = dist.is_available()
     return {
         "ladderkern": __version__,

@@ -8,6 +8,7 @@ and ``.reference`` and ``.triton``, which force that implementation. Being ops, 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,12 +23,13 @@ _library = torch.library.Library(NAMESPACE, "DEF")
 
 @dataclass(frozen=True)
 class Op:
-    """One registered op and its forced overloads."""
+    """One registered op, its forced overloads, and the backends that it is written for."""
 
     name: str
     default: Any
     reference: Any
     triton: Any
+    backends: tuple[str, ...]
 
 
 OPS: dict[str, Op] = {}
@@ -47,17 +49,20 @@ def define(name: str, schema: str, *, reference: Callable[..., Any], fake: Calla
         _library.define(f"{name}{overload}{schema}")
         _library.impl(f"{name}{overload}", implementation, "CompositeExplicitAutograd")
         torch.library.register_fake(f"{NAMESPACE}::{name}{overload}", fake, lib=_library)
-    _library.impl(name, launch, "CUDA")  # also ROCm, whose dispatch key is the same
+    if importlib.util.find_spec("triton") is not None:
+        _library.impl(name, launch, "CUDA")  # also ROCm, whose dispatch key is the same
     packet = getattr(getattr(torch.ops, NAMESPACE), name)
-    OPS[name] = Op(name, packet.default, packet.reference, packet.triton)
+    OPS[name] = Op(name, packet.default, packet.reference, packet.triton, ("native", "triton", "reference"))
     return OPS[name]
 
 
-def define_composite(name: str, schema: str, implementation: Callable[..., Any]) -> Any:
+def define_composite(name: str, schema: str, implementation: Callable[..., Any]) -> Op:
     """Register an op that decomposes into differentiable PyTorch on every device."""
     _library.define(f"{name}{schema}")
     _library.impl(name, implementation, "CompositeImplicitAutograd")
-    return getattr(getattr(torch.ops, NAMESPACE), name).default
+    default = getattr(getattr(torch.ops, NAMESPACE), name).default
+    OPS[name] = Op(name, default, default, None, ("reference",))
+    return OPS[name]
 
 
 @dataclass(frozen=True)

@@ -119,6 +119,16 @@ def round_stochastically(x, noise):
     return (rounded >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
 
 
+@triton.jit
+def rounded(x, D: tl.constexpr):
+    """x to nearest in D, ties to even. By hand for bfloat16: the interpreter's own conversion cuts off."""
+    if D.is_bf16():
+        bits = x.to(tl.float32).to(tl.uint32, bitcast=True)
+        return round_stochastically(x, 0x7FFF + ((bits >> 16) & 1))
+    else:
+        return x.to(D)
+
+
 # ----------------------------------------------------------------------------------------------------- where elements lie
 
 

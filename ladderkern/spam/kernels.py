@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any
 
 import torch
 import triton
@@ -24,6 +23,7 @@ from .formula_kernels import (
     position,
     random_word,
     round_stochastically,
+    rounded,
     sqrt,
     step_size,
     stratum_bits,
@@ -70,7 +70,7 @@ def _update(
     b_g = tl.load(p_g + o, mask=m_m if scale is None else m_p, other=0.0).to(decay.dtype)
     if scale is not None:
         b_g = divide(b_g, scale)
-        tl.store(p_g + o, b_g.to(G), mask=m_p)
+        tl.store(p_g + o, rounded(b_g, G), mask=m_p)
     if MAXIMIZE:
         b_g = -b_g
     m_kept = m_m & everywhere(switches[0], o)
@@ -85,7 +85,7 @@ def _update(
     b_m = beta1 * b_m + rest1 * b_g
     b_v = beta2 * b_v + rest2 * (b_g * b_g)
     update = step_size * divide(b_m, sqrt(b_v) + eps)
-    tl.store(p_p + o, tl.where(m_m, b_p - update, b_p).to(P), mask=m_p)
+    tl.store(p_p + o, rounded(tl.where(m_m, b_p - update, b_p), P), mask=m_p)
     if M.is_bf16():
         n, index, key0, key1 = counters
         element = position(starts[0], o, place[0], place[1], place[2], BLOCK)
@@ -203,8 +203,9 @@ def spam_step_(
     """The op ``spam_step_`` (see ``ops.py``): one launch for each combination of device, dtypes and kind of mask."""
     ops.check(params, grads, exp_avgs, exp_avg_sqs, steps, lr, indices, placement, hyper["density_16ths"], hyper["row_mask"])
     rules = Hyper(**hyper)
-    buckets: dict[Any, list[tuple[int, ...]]] = {}
+    buckets: dict[tuple, list[tuple[int, ...]]] = {}
     copies: list[tuple[Tensor, Tensor]] = []
+    alive: list[list[Tensor]] = []  # rows hold addresses alone
     for i, (p, g, m, v, step) in enumerate(zip(params, grads, exp_avgs, exp_avg_sqs, steps, strict=True)):
         if step.device != p.device:
             raise ValueError(f"steps[{i}] must be on its parameter's device {p.device}, got {step.device}")
@@ -213,11 +214,12 @@ def spam_step_(
         mask = DENSE if m.shape == p.shape else ROW if rules.row_mask else ELEMENT
         tensors = [p, g, m, v]
         if not walk_together(tensors) or not (p.is_contiguous() or (mask == DENSE and m.dtype != torch.bfloat16)):
-            written = dict(zip((f"params[{i}]", f"grads[{i}]", f"exp_avgs[{i}]", f"exp_avg_sqs[{i}]"), tensors, strict=True))
-            tensors = stand_ins(written, () if grad_scale is not None else (f"grads[{i}]",), copies)
+            named = dict(zip((f"params[{i}]", f"grads[{i}]", f"exp_avgs[{i}]", f"exp_avg_sqs[{i}]"), tensors, strict=True))
+            tensors = stand_ins(named, () if grad_scale is not None else (f"grads[{i}]",), copies)
+            alive.append(tensors)
         where = tuple(placement[4 * i : 4 * i + 4]) or (p.numel(), p.numel(), 0, 0)
-        rows = p.numel() // p.shape[0] if mask == ROW else p.numel()
-        row = (*(t.data_ptr() for t in (*tensors, step)), p.numel(), rows, max(where[0], 1), *where[1:], indices[i])
+        length = p.numel() // p.shape[0] if mask == ROW else p.numel()
+        row = (*(t.data_ptr() for t in (*tensors, step)), p.numel(), length, max(where[0], 1), *where[1:], indices[i])
         buckets.setdefault((p.device, p.dtype, g.dtype, m.dtype, mask.value), []).append(row)
     for (device, *dtypes, mask), rows in buckets.items():
         with on_device(device):
@@ -232,8 +234,7 @@ def _make_table(rows: tuple[tuple[int, ...], ...]) -> tuple[Tensor, tuple[int, i
     block = power_of_two(max(row[6] for row in rows), 64, 1024)
     lines, blocks = [], 0
     for row in rows:
-        aligned = row[6] % 16 == 0 and all(address % 16 == 0 for address in row[:4])
-        lines.append((blocks, *row, aligned))
+        lines.append((blocks, *row, all(n % 16 == 0 for n in (*row[:4], row[6]))))
         blocks += row[5] // row[6] * -(-row[6] // block)
     return torch.tensor(lines, dtype=torch.int64).t().contiguous(), (blocks, block)
 
@@ -248,9 +249,8 @@ def _launch(device, dtypes, mask, rows, lr, rules, grad_scale, found_inf) -> Non
     """One launch for the tensors of one bucket."""
     table = TABLES.get(rows, device, lambda: _make_table(rows))
     blocks, block = table.plan
-    combinations = None
-    if mask != DENSE:
-        combinations = TABLES.get(rules.density_16ths, device, lambda: _combinations(rules.density_16ths)).data
+    chosen = rules.density_16ths
+    combinations = None if mask == DENSE.value else TABLES.get(chosen, device, lambda: _combinations(chosen)).data
     # A number that the host holds is passed; one that a device holds, or may change before a graph replays, is read there.
     on_host = lr.device.type == "cpu" and (device.type != "cpu" or lr.dtype == torch.float64)
     value = lr.item() if on_host else 0.0
@@ -271,8 +271,8 @@ def _launch(device, dtypes, mask, rows, lr, rules, grad_scale, found_inf) -> Non
         rules.reset_interval,
         rules.warmup_steps,
         rules.unclipped_steps,
-        rules.density_16ths,
-        math.comb(STRATUM, rules.density_16ths),
+        chosen,
+        math.comb(STRATUM, chosen),
         signed_word(rules.seed),
         signed_word(rules.seed >> 32),
         P=_TYPES[dtypes[0]],

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from . import ops, state
-from .options import check_group, op_options
+from .options import check_group, dtype_name, op_options
 from .sharding import Shard
 
 
@@ -94,9 +94,16 @@ class SPAM(Optimizer):
 
     def __setstate__(self, pickled: dict[str, Any]) -> None:
         super().__setstate__(pickled)
-        for group in self.param_groups:  # checkpoints of AdamW lack our options
+        for group in self.param_groups:  # pickles of older versions may lack options
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As for any optimizer; ``state_dtype`` is saved as its name, which every checkpoint format can hold."""
+        saved = super().state_dict()
+        for group in saved["param_groups"]:
+            group["state_dtype"] = dtype_name(group["state_dtype"])
+        return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state of SPAM or of torch's Adam or AdamW; moments are cast to ``state_dtype``, not to the parameter's dtype.
@@ -128,7 +135,12 @@ class SPAM(Optimizer):
             state.check_gradients(gradients, group)
             calls.append((group, gradients))
             first += len(group["params"])
-        for group, gradients in calls:  # every gradient is known to be fit before the first parameter moves
+        for group, gradients in calls:
+            for _, p, _ in gradients:
+                s = self.state[p]
+                if len(s) < 3:
+                    state.initialise(s, p, group)
+        for group, gradients in calls:  # all is known to be fit before the first parameter moves
             self._step_group(group, gradients)
         return loss
 
@@ -139,13 +151,10 @@ class SPAM(Optimizer):
     def _step_group(self, group: dict[str, Any], gradients: list[tuple[int, Tensor, Tensor]]) -> None:
         batches: dict[torch.device, _Batch] = {}
         for index, p, grad in gradients:
-            s = self.state[p]
-            if len(s) < 3:
-                state.initialise(s, p, group)
             batch = batches.get(p.device)
             if batch is None:
                 batch = batches[p.device] = _Batch()
-            batch.add(index, p, grad, s)
+            batch.add(index, p, grad, self.state[p])
         for device, batch in batches.items():
             batch.run(group, device, getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
 

@@ -93,6 +93,16 @@ def op_options(group: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def dtype_name(dtype: torch.dtype | None) -> str | None:
+    """The name under which a checkpoint holds a dtype, or None."""
+    return None if dtype is None else str(dtype).removeprefix("torch.")
+
+
+def dtype_named(name: torch.dtype | str | None) -> torch.dtype | None:
+    """The inverse of ``dtype_name``; a dtype is its own name."""
+    return getattr(torch, name) if isinstance(name, str) else name
+
+
 def state_dtype(group: dict[str, Any], p: Tensor) -> torch.dtype:
     """The dtype of a parameter's moments."""
     return group["state_dtype"] or (torch.float64 if p.dtype == torch.float64 else torch.float32)

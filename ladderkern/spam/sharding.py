@@ -18,7 +18,7 @@ from .reference import STRATUM
 if dist.is_available():
     from torch.distributed.tensor import DTensor, Partial
 else:
-    DTensor = None
+    DTensor = None  # type: ignore[assignment,misc]
 
 _shards: Any = WeakIdKeyDictionary()
 
@@ -79,10 +79,13 @@ class Shard:
             for start, size in self.pieces[drawn]:
                 if size and (start % STRATUM or size % STRATUM):
                     raise ValueError(_cut_stratum(name, row_mask, drawn, start, size))
-            local[drawn] = local[drawn] // STRATUM * (shape[drawn] // (self.global_shape[drawn] // STRATUM))
+            if len(local) == len(shape):
+                local[drawn] = local[drawn] // STRATUM * (shape[drawn] // (self.global_shape[drawn] // STRATUM))
         stride = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
         zeros = torch.zeros(local, dtype=dtype, device=self.device)
-        return DTensor.from_local(zeros, self.mesh, self.placements, run_check=False, shape=torch.Size(shape), stride=stride)
+        whole: dict[str, Any] = {"shape": torch.Size(shape), "stride": stride}
+        # from_local moves to the mesh's device, which is not that of a parameter that FSDP2 offloads to the CPU.
+        return DTensor.from_local(zeros, self.mesh, self.placements, run_check=False, **whole).to(self.device)
 
 
 def _cut_stratum(name: str, row_mask: bool, drawn: int, start: int, size: int) -> str:
@@ -91,8 +94,8 @@ def _cut_stratum(name: str, row_mask: bool, drawn: int, start: int, size: int) -
     else:
         unit, cure = "elements", "mask_unit='row' (any sharding but of the rows suits it)"
     return (
-        f"density < 1: a shard of {name} holds the {size} {unit} {start} to {start + size - 1} of dimension {drawn}, which cuts "
-        f"a stratum of {STRATUM}; use {cure}, density=1, or shards of a multiple of {STRATUM} {unit}"
+        f"density < 1: a shard of {name} holds the {size} {unit} {start} to {start + size - 1} of dimension {drawn}, "
+        f"which cuts a stratum of {STRATUM}; use {cure}, density=1, or shards of a multiple of {STRATUM} {unit}"
     )
 
 
@@ -105,14 +108,13 @@ def _measure(p: Any) -> Shard:
     held = p.to_local()
     pieces = tuple(_pieces(shape, dim, tuple(mesh.shape), placements) for dim in range(len(shape)))
     _check_addressable(shape, pieces)
-    if mesh.get_coordinate() is None:  # this rank holds nothing of it
-        local, starts = (0,) * len(shape), (0,) * len(shape)
-    else:
-        local, starts = map(tuple, compute_local_shape_and_global_offset(shape, mesh, placements))
-        if local != tuple(held.shape):
-            raise ValueError(
-                f"the shard of a parameter of shape {shape} placed by {placements} must be {local}, got {tuple(held.shape)}"
-            )
+    if mesh.get_coordinate() is None:  # a rank outside the mesh: its local tensor is [0], whatever the parameter's dimensions
+        return Shard(mesh, placements, held.device, shape, tuple(held.shape), pieces, (0, 0, 0, 0))
+    local, starts = map(tuple, compute_local_shape_and_global_offset(shape, mesh, placements))
+    if local != tuple(held.shape):
+        raise ValueError(
+            f"the shard of a parameter of shape {shape} placed by {placements} must be {local}, got {tuple(held.shape)}"
+        )
     cut = [d for d in range(len(shape)) if local[d] != shape[d]]
     # Two levels: blocks that are contiguous from the last cut dimension on, at equal distances.
     inner = cut[-1] if cut else 0

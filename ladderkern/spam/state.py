@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .masks import sixteenths
 from .ops import FLOATS, compact_shape
-from .options import state_dtype
+from .options import dtype_named, state_dtype
 from .sharding import Shard
 
 if TYPE_CHECKING:
@@ -81,15 +81,17 @@ def keeping_precision(optimizer: SPAM) -> Iterator[None]:
     """Within, ``Optimizer.load_state_dict`` checks moment shapes first and leaves moments in ``state_dtype``."""
 
     def wrap(_: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
-        groups = state_dict["param_groups"]
+        groups = [dict(group) for group in state_dict["param_groups"]]
         by_id: dict[Any, tuple[Tensor, dict[str, Any]]] = {}
         for mine, saved in zip(optimizer.param_groups, groups, strict=False):
-            merged = {**optimizer.defaults, **{k: v for k, v in saved.items() if k != "params"}}
-            by_id.update({i: (p, merged) for i, p in zip(saved["params"], mine["params"], strict=False)})
+            for option in optimizer.defaults:  # checkpoints of AdamW lack ours: the group keeps what it has
+                saved.setdefault(option, mine[option])
+            saved["state_dtype"] = dtype_named(saved["state_dtype"])
+            by_id.update({i: (p, saved) for i, p in zip(saved["params"], mine["params"], strict=False)})
         carried = {}
         for key, s in state_dict["state"].items():
             carried[key] = _carry(key, s, *by_id[key]) if key in by_id else s
-        return {**state_dict, "state": carried}
+        return {**state_dict, "state": carried, "param_groups": groups}
 
     def unwrap(_: Any) -> None:
         for s in optimizer.state.values():

@@ -117,7 +117,7 @@ def guarded(tensor: Tensor) -> Guarded:
 
 def _element_offsets(tensor: Tensor) -> Tensor:
     """Where each element lies in its storage, in elements.  [numel] int64"""
-    offsets = torch.full((1,), tensor.storage_offset(), dtype=torch.int64, device=tensor.device)
+    offsets = torch.tensor([tensor.storage_offset()], dtype=torch.int64, device=tensor.device)
     for n, stride in zip(tensor.shape, tensor.stride(), strict=True):
         offsets = (offsets[:, None] + torch.arange(n, device=tensor.device) * stride).reshape(-1)
     assert offsets.numel() == math.prod(tensor.shape)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -16,11 +17,12 @@ def poisoned_allocations() -> Iterator[None]:
     in the ``aten::empty`` kernels, so allocations of C++ code through the dispatcher are filled too. Ops without a
     deterministic form still run (with a warning), and the settings before are restored. Process-wide, not for one thread.
     """
-    mode, fill = torch.get_deterministic_debug_mode(), torch.utils.deterministic.fill_uninitialized_memory
+    switch: Any = torch.utils.deterministic  # its one attribute is set on the module's class, unseen by type checkers
+    mode, fill = torch.get_deterministic_debug_mode(), switch.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
+    switch.fill_uninitialized_memory = True
     try:
         yield
     finally:
-        torch.utils.deterministic.fill_uninitialized_memory = fill
+        switch.fill_uninitialized_memory = fill
         torch.set_deterministic_debug_mode(mode)

@@ -1,13 +1,14 @@
 """Runs tests on several gloo ranks.
 
 A test marked ``@pytest.mark.ranks(2, 3)`` runs once on 2 and once on 3 ranks: its function is called on every rank, with the
-arguments it was parametrised with, and passes when it returns on all of them. The processes of one world size are started once
-and serve every test; after an error or a timeout they are replaced. The ``on_ranks`` fixture is the same by hand, for tests that
-change the world size on the way.
+arguments it was parametrised with, and passes when it returns on all of them. The processes of one world size are started
+once and serve every test; after an error or a timeout they are replaced. The ``on_ranks`` fixture is the same by hand, for
+tests that change the world size on the way.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -58,10 +59,8 @@ class Ranks:
 
     def kill(self) -> None:
         for pid, pipe in zip(self.pids, self.pipes, strict=True):
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)  # it may be inside a collective
-            except ProcessLookupError:
-                pass
             pipe.close()
 
 

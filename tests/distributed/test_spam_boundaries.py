@@ -15,9 +15,9 @@ from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 from torch.distributed.tensor.placement_types import _StridedShard
 from torch.testing._internal.distributed.fake_pg import FakeStore
+from twins import MODES, OPTIONS, STEPS, Spec, Twins, full, like, mesh_of, same_bits, values
 
 import ladderkern
-from twins import MODES, OPTIONS, STEPS, Spec, Twins, full, like, mesh_of, same_bits, values
 
 
 @contextmanager
@@ -37,7 +37,7 @@ def first_step(shape, placements, mesh, **options) -> tuple[str, bool]:
     other = nn.Parameter(torch.zeros(4))
     optimizer = ladderkern.SPAM([("other", other), ("layers.0.weight", p)], **options)
     other.grad, p.grad = torch.ones(4), like(p, torch.ones(shape))
-    with pytest.raises(ValueError, match="density|sharded|cut") as error:
+    with pytest.raises(ValueError, match=r"density|sharded|cut") as error:
         optimizer.step()
     return str(error.value), bool(other.any())
 
@@ -131,7 +131,9 @@ def test_partial_parameters_are_refused():
 @pytest.mark.ranks(2)
 def test_a_local_tensor_that_its_placements_do_not_describe_is_refused():
     local = torch.zeros(3 if dist.get_rank() == 0 else 1, 4)
-    p = nn.Parameter(DTensor.from_local(local, mesh_of(2), [Shard(0)], run_check=False, shape=torch.Size((4, 4)), stride=(4, 1)))
+    p = nn.Parameter(
+        DTensor.from_local(local, mesh_of(2), [Shard(0)], run_check=False, shape=torch.Size((4, 4)), stride=(4, 1))
+    )
     p.grad = torch.ones_like(p)
     with pytest.raises(ValueError, match=r"must be \(2, 4\), got"):
         ladderkern.SPAM([p]).step()
@@ -164,7 +166,7 @@ def test_the_cure_that_the_message_names_works(mask_unit):
 @pytest.mark.parametrize("mask_unit", ["element", "row"])
 def test_flat_fsdp1_parameters_with_density_below_1_are_refused(use_orig_params, mask_unit):
     model = FullyShardedDataParallel(nn.Linear(32, 32), device_id=torch.device("cpu"), use_orig_params=use_orig_params)
-    with pytest.raises(ValueError, match="density must be 1 .*FSDP1.*fully_shard"):
+    with pytest.raises(ValueError, match=r"density must be 1 .*FSDP1.*fully_shard"):
         ladderkern.SPAM(model.parameters(), density=0.25, mask_unit=mask_unit)
 
 

@@ -20,9 +20,9 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.fsdp import FullyShardedDataParallel, StateDictType, fully_shard
 from torch.distributed.tensor import DTensor
+from twins import MODES, OPTIONS, STEPS, full, like, mesh_of, same_bits, values
 
 import ladderkern
-from twins import MODES, OPTIONS, STEPS, full, like, mesh_of, same_bits, values
 
 # Resets are steps 5 and 10: right before, at and right after the first one, in its warm-up.
 SAVED_AFTER = (4, 5, 6)

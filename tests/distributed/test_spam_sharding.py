@@ -6,13 +6,14 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.distributed.tensor.placement_types import _StridedShard
+from twins import MODES, OPTIONS, STEPS, Spec, Twins, full, like, mesh_of, same_bits, values
 
 import ladderkern
-from twins import MODES, OPTIONS, STEPS, Spec, Twins, full, like, mesh_of, same_bits, values
 
 BF16, F64 = torch.bfloat16, torch.float64
 
@@ -97,7 +98,12 @@ def test_column_shards_step_as_the_whole(world_size, mode):
         Spec((2, 16 * world_size), None),
     ]
     if mode.startswith("row"):
-        specs += [Spec((32, 5), [Shard(1)]), Spec((32, 2), [Shard(1)]), Spec((16, 5, 3), [Shard(1)]), Spec((16, 2, 5), [Shard(2)])]
+        specs += [
+            Spec((32, 5), [Shard(1)]),
+            Spec((32, 2), [Shard(1)]),
+            Spec((16, 5, 3), [Shard(1)]),
+            Spec((16, 2, 5), [Shard(2)]),
+        ]
     Twins.of(specs, mesh_of(world_size), **MODES[mode]).train()
 
 
@@ -225,3 +231,22 @@ def test_the_rng_of_a_rank_is_left_alone():
     twins.set_gradients(0)
     twins.optimizers[0].step()
     assert same_bits(before, torch.get_rng_state())
+
+
+@pytest.mark.ranks(3)
+@pytest.mark.parametrize("mode", MODES)
+def test_a_rank_outside_the_mesh_of_a_parameter_steps_nothing(mode):
+    mesh = DeviceMesh("cpu", [0, 1])
+    p = nn.Parameter(distribute_tensor(values((32, 32), 0), mesh, [Shard(0)], src_data_rank=None))
+    q = nn.Parameter(values((32, 32), 0))
+    mine, other = (ladderkern.SPAM([x], **{**OPTIONS, **MODES[mode]}) for x in (p, q))
+    for step in range(STEPS):
+        q.grad = values((32, 32), step)
+        p.grad = like(p, q.grad)
+        mine.step()
+        other.step()
+    if mesh.get_coordinate() is None:
+        assert p.to_local().numel() == 0
+    else:
+        assert same_bits(p, q)
+        assert all(same_bits(mine.state[p][key], held) for key, held in other.state[q].items())

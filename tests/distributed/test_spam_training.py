@@ -9,9 +9,9 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import Shard
 from torch.nn.parallel import DistributedDataParallel
+from twins import DRAWS, MODES, OPTIONS, STEPS, Spec, Twins, full, mesh_of, same_bits, values
 
 import ladderkern
-from twins import DRAWS, MODES, OPTIONS, STEPS, Spec, Twins, full, mesh_of, same_bits, values
 
 SPECS = [Spec((32, 32), [Shard(0)]), Spec((5,), [Shard(0)]), Spec((32, 48), [Shard(0)]), Spec((3, 2, 16), [Shard(0)])]
 

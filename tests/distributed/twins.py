@@ -1,8 +1,8 @@
-"""A sharded and an unsharded model that must stay bitwise equal, under SPAM settings in which everything happens within 12 steps."""
+"""A sharded and an unsharded model that must stay bitwise equal, under settings in which everything happens within 12 steps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -67,11 +67,11 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 class Twins:
     """Two lists of parameters, ``sharded`` and ``plain``, each with its own optimizer of the same options."""
 
-    def __init__(self, sharded: Sequence[Tensor], groups: Callable[[list[Tensor]], list[Any]] = list, **options: Any) -> None:
+    def __init__(self, sharded: Iterable[Tensor], **options: Any) -> None:
         self.sharded = list(sharded)
         self.plain: list[Tensor] = [nn.Parameter(full(p.detach()).clone()) for p in self.sharded]
         settings = {**OPTIONS, **options}
-        self.optimizers = [ladderkern.SPAM(groups(ps), **settings) for ps in (self.sharded, self.plain)]
+        self.optimizers = [ladderkern.SPAM(ps, **settings) for ps in (self.sharded, self.plain)]
 
     @staticmethod
     def of(specs: Iterable[Spec], mesh: DeviceMesh, **options: Any) -> Twins:
@@ -83,14 +83,14 @@ class Twins:
             sharded.append(nn.Parameter(x))
         return Twins(sharded, **options)
 
-    def set_gradients(self, seed: int, scale: float = 1.0) -> None:
+    def set_gradients(self, seed: int) -> None:
         for i, (p, q) in enumerate(zip(self.sharded, self.plain, strict=True)):
-            grad = scale * values(q.shape, 100 * seed + i, q.dtype)
+            grad = values(q.shape, 100 * seed + i, q.dtype)
             q.grad = grad.clone()
             p.grad = like(p, grad)
 
     def copy_gradients(self) -> None:
-        """The plain model's gradients become the sharded model's."""
+        """Give the plain model the gradients that the sharded model has."""
         for p, q in zip(self.sharded, self.plain, strict=True):
             q.grad = None if p.grad is None else full(p.grad).clone()
 
@@ -125,4 +125,3 @@ def like(p: Tensor, x: Tensor) -> Tensor:
     if not isinstance(p, DTensor):
         return x.clone()
     return distribute_tensor(x, p.device_mesh, p.placements, src_data_rank=None)
-

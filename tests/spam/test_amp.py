@@ -9,7 +9,7 @@ import ladderkern
 from ladderkern.testing import assert_within_budget, floats
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
-SHORT = dict(reset_interval=4, warmup_steps=2, unclipped_steps=1, lr=0.01, weight_decay=0.1)
+SHORT = {"reset_interval": 4, "warmup_steps": 2, "unclipped_steps": 1, "lr": 0.01, "weight_decay": 0.1}
 
 
 def scaled_step(optimizer, grad_scale, found_inf):
@@ -60,9 +60,7 @@ def test_a_scale_that_is_no_power_of_two_is_divided_out(backend, simulation):
 @pytest.mark.parametrize("options", [{}, {"density": 0.25}, {"state_dtype": torch.bfloat16}], ids=str)
 @pytest.mark.parametrize("before", [0, 2, 3, 4], ids=["first", "clipped", "reset", "after the reset"])
 @pytest.mark.parametrize("scale", [None, 8.0])
-def test_found_inf_leaves_everything_as_it_was(
-    backend, train, snapshot, assert_bitwise_equal, dtype, options, before, scale
-):
+def test_found_inf_leaves_everything_as_it_was(backend, train, snapshot, assert_bitwise_equal, dtype, options, before, scale):
     p = torch.nn.Parameter(floats((16, 32), dtype, seed=1))
     optimizer = ladderkern.SPAM([p], **options, **SHORT)
     train(optimizer, [[floats((16, 32), dtype, seed=10 + n)] for n in range(before)])

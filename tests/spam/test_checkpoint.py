@@ -39,7 +39,9 @@ def test_state_dict_has_integer_keys_and_plain_values(backend, train):
 
 
 @pytest.mark.parametrize("options", [{}, {"density": 0.25}, {"state_dtype": torch.bfloat16}], ids=str)
-@pytest.mark.parametrize("way", [through_a_file, lambda s: pickle.loads(pickle.dumps(s)), dict], ids=["file", "pickle", "as is"])
+@pytest.mark.parametrize(
+    "way", [through_a_file, lambda s: pickle.loads(pickle.dumps(s)), dict], ids=["file", "pickle", "as is"]
+)
 def test_a_state_dict_comes_back_bitwise(backend, train, snapshot, assert_bitwise_equal, options, way):
     optimizer = ladderkern.SPAM(parameters(torch.bfloat16), **options)
     train(optimizer, gradients(3))
@@ -58,11 +60,11 @@ def test_an_optimizer_may_be_pickled_whole(backend, train, snapshot, assert_bitw
 
 
 def test_hyper_parameters_come_back_with_the_state(backend):
-    options = dict(
-        lr=0.5, betas=(0.5, 0.75), eps=0.1, weight_decay=0.2, threshold=7.0, reset_interval=9, warmup_steps=3,
-        unclipped_steps=2, density=0.25, mask_unit="row", bias_correction="cycle", zero_variance="freeze", seed=5,
-        maximize=True, capturable=True, state_dtype=torch.bfloat16,
-    )  # fmt: skip
+    options = {
+        "lr": 0.5, "betas": (0.5, 0.75), "eps": 0.1, "weight_decay": 0.2, "threshold": 7.0, "reset_interval": 9,
+        "warmup_steps": 3, "unclipped_steps": 2, "density": 0.25, "mask_unit": "row", "bias_correction": "cycle",
+        "zero_variance": "freeze", "seed": 5, "maximize": True, "capturable": True, "state_dtype": torch.bfloat16,
+    }  # fmt: skip
     fresh = ladderkern.SPAM(parameters())
     fresh.load_state_dict(through_a_file(ladderkern.SPAM(parameters(), **options).state_dict()))
     assert {name: fresh.param_groups[0][name] for name in options} == options

@@ -7,7 +7,7 @@ from torch._dynamo.testing import CompileCounter
 import ladderkern
 from ladderkern.testing import floats
 
-SHORT = dict(reset_interval=5, warmup_steps=2, unclipped_steps=1, weight_decay=0.1)
+SHORT = {"reset_interval": 5, "warmup_steps": 2, "unclipped_steps": 1, "weight_decay": 0.1}
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ import torch
 import ladderkern
 from ladderkern.testing import assert_within_budget, floats
 
-SHORT = dict(reset_interval=7, warmup_steps=3, unclipped_steps=2)
+SHORT = {"reset_interval": 7, "warmup_steps": 3, "unclipped_steps": 2}
 VARIANTS = [
     {},
     {"bias_correction": "cycle"},

@@ -23,7 +23,7 @@ def fingerprint(kinds=KINDS, shapes=SHAPES, steps=5):
         for moments in (torch.float32, torch.bfloat16):
             for kind in kinds:
                 params = [torch.nn.Parameter(floats(shape, dtype, seed=1)) for shape in shapes]
-                schedule = dict(reset_interval=4, warmup_steps=2, unclipped_steps=1, lr=0.01, weight_decay=0.1)
+                schedule = {"reset_interval": 4, "warmup_steps": 2, "unclipped_steps": 1, "lr": 0.01, "weight_decay": 0.1}
                 optimizer = ladderkern.SPAM(params, state_dtype=moments, **schedule, **kind)
                 for n in range(steps):
                     for p in params:

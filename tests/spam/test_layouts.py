@@ -11,7 +11,7 @@ from ladderkern.testing import EMPTY_SHAPES, LAYOUTS, assert_within_budget, floa
 FLOATS = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 MOMENTS = [torch.float32, torch.bfloat16, torch.float64]
 SHAPE = (4, 3, 5, 16)
-OPTIONS = dict(reset_interval=6, warmup_steps=2, unclipped_steps=2, weight_decay=0.1, lr=0.01)
+OPTIONS = {"reset_interval": 6, "warmup_steps": 2, "unclipped_steps": 2, "weight_decay": 0.1, "lr": 0.01}
 
 
 def optimizer_on(p, m, v, step, **options):

@@ -29,6 +29,28 @@ def test_each_stratum_draws_exactly_its_share(density, unit):
     assert (strata(drawn, unit).sum(dim=1) == 16 * density).all()
 
 
+def philox_by_hand(counter, seed):
+    """Philox4x32-10 on Python integers."""
+    (a, b, c, d), k0, k1 = counter, seed % 2**32, seed // 2**32 % 2**32
+    for _ in range(10):
+        left, right = 0xD2511F53 * a, 0xCD9E8D57 * c
+        a, b, c, d = (right >> 32) ^ b ^ k0, right % 2**32, (left >> 32) ^ d ^ k1, left % 2**32
+        k0, k1 = (k0 + 0x9E3779B9) % 2**32, (k1 + 0xBB67AE85) % 2**32
+    return a, b, c, d
+
+
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("chosen", [1, 4, 11])
+def test_the_draw_is_pinned_so_that_old_runs_can_be_resumed(chosen, unit):
+    seed, index, cycle = 3 - 2**40, 5, 7
+    shape = (160, 3) if unit == "row" else (5, 32)
+    drawn = strata(mask(shape, chosen / 16, seed=seed, index=index, cycle=cycle, mask_unit=unit), unit)
+    ordered = list(combinations(range(16), chosen))
+    for stratum in range(10):
+        word = philox_by_hand((stratum // 4, 0, cycle, index), seed)[stratum % 4]
+        assert tuple(drawn[stratum].nonzero().flatten().tolist()) == ordered[word * len(ordered) >> 32]
+
+
 def test_a_row_is_drawn_whole():
     drawn = mask((64, 5, 7), 0.5, mask_unit="row").reshape(64, -1)
     assert (drawn.all(dim=1) | ~drawn.any(dim=1)).all()
@@ -64,9 +86,7 @@ def test_another_seed_index_or_cycle_draws_another_mask(change, unit):
 
 
 @pytest.mark.parametrize("unit", UNITS)
-@pytest.mark.parametrize(
-    "shape", [(), (64,), (0,), (16, 17), (17, 16), (2, 16, 9), (9, 16, 2), (0, 16), (16, 0)], ids=str
-)
+@pytest.mark.parametrize("shape", [(), (64,), (0,), (16, 17), (17, 16), (2, 16, 9), (9, 16, 2), (0, 16), (16, 0)], ids=str)
 def test_parameters_to_which_density_does_not_apply_are_drawn_whole(shape, unit):
     along = shape[0 if unit == "row" else -1] if len(shape) >= 2 else 1
     assert mask(shape, 0.25, mask_unit=unit).all() == (along % 16 != 0 or 0 in shape)
@@ -117,11 +137,9 @@ def test_bad_arguments_are_named(option, value):
 
 @pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize("density", [1 / 16, 0.25, 11 / 16])
-def test_masked_steps_equal_the_arithmetic_on_the_drawn_elements(
-    backend, simulation, spiky_gradients, train, density, unit
-):
+def test_masked_steps_equal_the_arithmetic_on_the_drawn_elements(backend, simulation, spiky_gradients, train, density, unit):
     shape = (32, 3, 48)
-    options = dict(reset_interval=9, warmup_steps=4, unclipped_steps=3, weight_decay=0.5, lr=0.01)
+    options = {"reset_interval": 9, "warmup_steps": 4, "unclipped_steps": 3, "weight_decay": 0.5, "lr": 0.01}
     params = [torch.nn.Parameter(floats(shape, seed=98)), torch.nn.Parameter(floats(shape, seed=99))]
     optimizer = ladderkern.SPAM(params, density=density, mask_unit=unit, seed=7, **options)
 

@@ -11,11 +11,11 @@ from ladderkern.spam import ops
 from ladderkern.testing import floats, poisoned_allocations
 
 STEP, UPDATE = torch.ops.ladderkern.spam_step_, torch.ops.ladderkern.spam_update
-HYPER = dict(
-    beta1=0.9, beta2=0.999, eps=1e-6, weight_decay=0.1, threshold=50.0, reset_interval=7, warmup_steps=3,
-    unclipped_steps=2, cycle_correction=False, freeze_zero_variance=False, maximize=False, density_16ths=16,
-    row_mask=False, seed=5,
-)  # fmt: skip
+HYPER = {
+    "beta1": 0.9, "beta2": 0.999, "eps": 1e-6, "weight_decay": 0.1, "threshold": 50.0, "reset_interval": 7, "warmup_steps": 3,
+    "unclipped_steps": 2, "cycle_correction": False, "freeze_zero_variance": False, "maximize": False, "density_16ths": 16,
+    "row_mask": False, "seed": 5,
+}  # fmt: skip
 LR = torch.tensor(0.01, dtype=torch.float64)
 OVERLOADS = pytest.mark.parametrize("overload", [STEP.default, STEP.reference], ids=["default", "reference"])
 CONFIGS = {
@@ -158,6 +158,20 @@ def test_a_shard_equals_its_part_of_the_whole(overload, assert_bitwise_equal, co
         call(overload, shard, placement=(local, 48, start, box[0].start), **hyper)
         expected = [whole[i][0][compact_box(box, whole[i][0], whole[0][0])] for i in (0, 2, 3)]
         assert_bitwise_equal([shard[i][0] for i in (0, 2, 3)], expected)
+
+
+@pytest.mark.parametrize("config", ["dense", "element", "row"])
+@pytest.mark.parametrize("row", [2**31 // 48 // 16 * 16, 2**44 // 48 // 16 * 16], ids=["past 2^31", "past 2^34 strata"])
+def test_shards_far_into_a_parameter_draw_alike_in_each_overload(assert_bitwise_equal, config, row):
+    far, same, near = (tensors(((32, 48),), moments=torch.bfloat16, **CONFIGS[config]) for _ in range(3))
+    placement = (32 * 48, 32 * 48, row * 48, row)
+    call(STEP.default, far, placement=placement, **CONFIGS[config])
+    call(STEP.reference, same, placement=placement, **CONFIGS[config])
+    call(STEP.reference, near, **CONFIGS[config])
+    start = tensors(((32, 48),))[0][0] * (1 - 0.01 * HYPER["weight_decay"])
+    moved = [lists[0][0] != start for lists in (far, same, near)]
+    assert torch.equal(moved[0], moved[1])
+    assert torch.equal(moved[1], moved[2]) == (config == "dense")
 
 
 def compact_box(box, tensor, param):

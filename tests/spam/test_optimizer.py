@@ -9,13 +9,13 @@ import ladderkern
 from ladderkern.testing import LAYOUTS, assert_within_budget, floats
 
 # With eps = 0 it makes no difference that SPAM adds eps before the bias correction and AdamW after it.
-AS_ADAMW = dict(eps=0.0, threshold=0.0, reset_interval=0)
+AS_ADAMW = {"eps": 0.0, "threshold": 0.0, "reset_interval": 0}
 
 
 @pytest.mark.parametrize("maximize", [False, True])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_without_resets_and_clipping_it_is_adamw(backend, spiky_gradients, weight_decay, maximize):
-    options = dict(lr=0.01, eps=0.0, weight_decay=weight_decay, maximize=maximize)
+    options = {"lr": 0.01, "eps": 0.0, "weight_decay": weight_decay, "maximize": maximize}
     p = torch.nn.Parameter(floats((40, 40), seed=1))
     eager, oracle = (torch.nn.Parameter(p.detach().to(dtype, copy=True)) for dtype in (torch.float32, torch.float64))
     adamw = [torch.optim.AdamW([q], foreach=False, **options) for q in (eager, oracle)]
@@ -89,7 +89,7 @@ def test_parameters_without_gradient_are_passed_over(backend, train, snapshot, a
 
 
 def test_a_gradient_that_comes_late_starts_its_own_first_cycle(backend, train, assert_bitwise_equal, spiky_gradients):
-    options = dict(reset_interval=5, warmup_steps=2, unclipped_steps=1)
+    options = {"reset_interval": 5, "warmup_steps": 2, "unclipped_steps": 1}
     late, fresh = (torch.nn.Parameter(floats((32,), seed=1)) for _ in range(2))
     gradients = spiky_gradients(12, (32,))
     train(ladderkern.SPAM([late], **options), [[None]] * 7 + [[g] for g in gradients])
@@ -120,7 +120,7 @@ def test_gradients_are_not_modified(backend, assert_bitwise_equal, layout, maxim
 
 @pytest.mark.parametrize("option", ["lr", "betas", "weight_decay", "density", "reset_interval", "threshold", "seed"])
 def test_options_hold_for_their_group_alone(backend, train, spiky_gradients, assert_bitwise_equal, option):
-    base = dict(lr=0.01, reset_interval=6, warmup_steps=2, unclipped_steps=2, density=0.5)
+    base = {"lr": 0.01, "reset_interval": 6, "warmup_steps": 2, "unclipped_steps": 2, "density": 0.5}
     other = {
         "lr": 0.1,
         "betas": (0.5, 0.9),

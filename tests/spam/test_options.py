@@ -48,6 +48,7 @@ BAD = [
     ("density", math.inf),
     ("density", "half"),
     ("density", None),
+    ("density", [0.5]),
     ("mask_unit", "column"),
     ("mask_unit", None),
     ("bias_correction", "local"),
@@ -94,6 +95,14 @@ def test_an_unfit_named_parameter_is_called_by_its_name():
         ladderkern.SPAM([("embedding", torch.nn.Parameter(torch.zeros(2, dtype=torch.complex64)))])
 
 
+def test_density_is_refused_for_flat_fsdp1_parameters():
+    p = torch.nn.Parameter(torch.zeros(64))
+    p._fsdp_flattened = True  # FSDP1's mark
+    ladderkern.SPAM([p])
+    with pytest.raises(ValueError, match=r"density .*params\[0\]"):
+        ladderkern.SPAM([p], density=0.5)
+
+
 @pytest.mark.parametrize(
     "gradient", [torch.ones(4).to_sparse(), torch.ones(4, dtype=torch.complex64)], ids=["sparse", "complex"]
 )
@@ -104,7 +113,7 @@ def test_a_gradient_that_cannot_be_stepped_is_named_before_anything_moves(backen
     params[0].grad = torch.ones(4)
     params[1].grad_dtype = gradient.dtype
     params[1].grad = gradient
-    with pytest.raises(TypeError, match=r"gradient of params\[%d\]" % (not own_group)):
+    with pytest.raises(TypeError, match=rf"gradient of params\[{int(not own_group)}\]"):
         optimizer.step()
     assert all((p == 1).all() for p in params)
     assert not any(optimizer.state.values())

@@ -14,10 +14,8 @@ CYCLES = [(37, 11, 20, 120), (10, 25, 3, 33), (12, 0, 0, 40)]
 
 @pytest.mark.filterwarnings("ignore:warmup_steps")
 @pytest.mark.parametrize(("interval", "warmup", "unclipped", "steps"), CYCLES)
-def test_a_run_equals_the_published_arithmetic(
-    backend, simulation, spiky_gradients, interval, warmup, unclipped, steps
-):
-    options = dict(reset_interval=interval, warmup_steps=warmup, unclipped_steps=unclipped, zero_variance="freeze")
+def test_a_run_equals_the_published_arithmetic(backend, simulation, spiky_gradients, interval, warmup, unclipped, steps):
+    options = {"reset_interval": interval, "warmup_steps": warmup, "unclipped_steps": unclipped, "zero_variance": "freeze"}
     p = torch.nn.Parameter(floats((16, 33), seed=99))
     eager, oracle = (simulation(p, dtype, **options) for dtype in (torch.float32, torch.float64))
     optimizer = ladderkern.SPAM([p], **options)
@@ -32,7 +30,7 @@ def test_a_run_equals_the_published_arithmetic(
 def test_each_float64_step_equals_the_published_arithmetic(
     backend, simulation, spiky_gradients, interval, warmup, unclipped, steps
 ):
-    options = dict(reset_interval=interval, warmup_steps=warmup, unclipped_steps=unclipped, zero_variance="freeze")
+    options = {"reset_interval": interval, "warmup_steps": warmup, "unclipped_steps": unclipped, "zero_variance": "freeze"}
     p = torch.nn.Parameter(floats((16, 33), torch.float64, seed=99))
     oracle = simulation(p, torch.float64, **options)
     optimizer = ladderkern.SPAM([p], **options)
@@ -56,9 +54,7 @@ def assert_state_within_budget(optimizer, eager, oracle):
 
 def test_default_schedule_over_two_resets_equals_the_published_arithmetic(backend, simulation, spiky_gradients):
     p = torch.nn.Parameter(floats((64,), seed=99))
-    eager, oracle = (
-        simulation(p, d, zero_variance="freeze", weight_decay=0.0) for d in (torch.float32, torch.float64)
-    )
+    eager, oracle = (simulation(p, d, zero_variance="freeze", weight_decay=0.0) for d in (torch.float32, torch.float64))
     optimizer = ladderkern.SPAM([p], zero_variance="freeze")
     for g in spiky_gradients(1010, p.shape):
         p.grad = g

@@ -123,17 +123,56 @@ def test_bfloat16_moments_are_unbiased_over_many_steps(backend):
     assert v.std() > 0
 
 
-def test_bfloat16_moments_of_one_value_are_drawn_independently(backend):
-    p = torch.nn.Parameter(torch.zeros(64, 64))
-    optimizer = ladderkern.SPAM([p], state_dtype=torch.bfloat16)
-    p.grad = torch.full((64, 64), 1.0 / 3.0)
+def bfloat16_moments_after(gradient, **options):
+    p = torch.nn.Parameter(torch.zeros_like(gradient))
+    optimizer = ladderkern.SPAM([p], betas=(0.5, 0.5), state_dtype=torch.bfloat16, **options)
+    p.grad = gradient
     optimizer.step()
-    m, v = (optimizer.state[p][key].float() for key in ("exp_avg", "exp_avg_sq"))
-    low_m, low_v = m == m.min(), v == v.min()
+    return optimizer.state[p]["exp_avg"], optimizer.state[p]["exp_avg_sq"]
+
+
+def test_the_two_moments_are_rounded_independently(backend):
+    # Halves of 1 + 0.3 and of about 1 + 0.6 steps of bfloat16: both are rounded either way often.
+    m, v = bfloat16_moments_after(torch.full((64, 64), 1 + 0.3 / 128))
     assert len(m.unique()) == 2
     assert len(v.unique()) == 2
+    low_m, low_v = m == m.min(), v == v.min()
     # Independent draws: the share of pairs that agree is binomial, within 6 standard deviations of its mean.
     share_m, share_v = low_m.double().mean().item(), low_v.double().mean().item()
     expected = share_m * share_v + (1 - share_m) * (1 - share_v)
     agree = (low_m == low_v).double().mean().item()
     assert abs(agree - expected) < 6 * math.sqrt(expected * (1 - expected) / m.numel())
+
+
+def test_another_step_index_or_element_is_rounded_otherwise(backend):
+    def moments(n=0, index=0):
+        params = [torch.nn.Parameter(torch.zeros(256)) for _ in range(index + 1)]
+        optimizer = ladderkern.SPAM(params, betas=(0.5, 0.5), state_dtype=torch.bfloat16)
+        zeros = [torch.zeros(256, dtype=torch.bfloat16) for _ in range(2)]
+        optimizer.state[params[-1]] = {"step": torch.tensor(float(n)), "exp_avg": zeros[0], "exp_avg_sq": zeros[1]}
+        params[-1].grad = torch.full((256,), 1 + 0.3 / 128)
+        optimizer.step()
+        return optimizer.state[params[-1]]["exp_avg"]
+
+    draws = [moments(), moments(n=1), moments(index=1), moments().roll(4)]
+    assert all(not torch.equal(a, b) for i, a in enumerate(draws) for b in draws[:i])
+
+
+def test_bfloat16_moments_that_need_no_rounding_are_exact(backend):
+    g = 2.0 ** torch.arange(-40, 40).repeat(20)
+    m, v = bfloat16_moments_after(g)
+    assert torch.equal(m.float(), g / 2)
+    assert torch.equal(v.float(), g * g / 2)
+
+
+def test_bfloat16_moments_keep_nan_and_infinity(backend):
+    m, v = bfloat16_moments_after(torch.tensor([math.inf, -math.inf, math.nan] * 50))
+    assert [str(x) for x in m.tolist()] == ["inf", "-inf", "nan"] * 50
+    assert [str(x) for x in v.tolist()] == ["inf", "inf", "nan"] * 50
+
+
+def test_backends_draw_the_same_roundings(backend, assert_bitwise_equal):
+    g = floats((40, 48), seed=1)  # times 0.5 and its square times 0.5: one rounding each, the same everywhere
+    moments = bfloat16_moments_after(g, seed=2**40 + 3, density=0.25)
+    with ladderkern.backend("reference"):
+        assert_bitwise_equal(moments, bfloat16_moments_after(g, seed=2**40 + 3, density=0.25))

@@ -9,7 +9,7 @@ import ladderkern
 from ladderkern.testing import floats
 
 STEPS = 20
-SCHEDULE = dict(reset_interval=7, warmup_steps=3, unclipped_steps=2, lr=0.01, weight_decay=0.1)
+SCHEDULE = {"reset_interval": 7, "warmup_steps": 3, "unclipped_steps": 2, "lr": 0.01, "weight_decay": 0.1}
 SHAPES = [(16, 32), (5,)]
 KINDS = {
     "dense": {},

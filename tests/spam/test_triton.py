@@ -171,6 +171,12 @@ def test_layouts(layout, which, moments):
     guard.assert_untouched()
 
 
+def test_copies_live_until_the_launch():
+    lists = make([(64, 64)] * 4)
+    lists[1] = [floats((64,), seed=60 + i).expand(64, 64) for i in range(4)]
+    assert_step_right(lists)
+
+
 @pytest.mark.parametrize("layout", ["transposed", "channels_last"])
 def test_dense_layouts_shared_by_all_tensors_are_walked_in_place(layout):
     lists = [[floats((2, 3, 4, 5), layout=layout, seed=i).abs_()] for i in range(4)] + [[torch.tensor(3.0)]]
