@@ -24,7 +24,7 @@ import transformers
 import ladderkern
 from ladderkern.cli.demo_training import CONTENDERS, FULL, Plan, train
 
-GRID = (2e-3, 1e-3, 4e-3, 8e-3, 5e-4)  # the middle first
+GRID = (2e-3, 1e-3, 4e-3, 8e-3, 5e-4, 1.6e-2, 2.5e-4)  # the middle first; widened until no best one lay at an end
 SEED = 1
 RESULTS = Path(__file__).parent / "results" / "demo_sweep.csv"
 

@@ -86,25 +86,16 @@ bool non_overlapping_and_dense(const View& t) {
     return true;
 }
 
-// Positions of every draw of `chosen` of 16, in lexicographic order: reference.stratum_mask's ranks, unranked once.
-const std::vector<uint8_t>& combinations(int chosen) {
+// The bits of every draw of `chosen` of 16, in lexicographic order of the drawn positions: reference.stratum_mask, unranked.
+const std::vector<uint16_t>& combinations(int chosen) {
     static const auto tables = [] {
-        std::array<std::vector<uint8_t>, lk::kStratum + 1> result;
-        for (int c = 1; c < lk::kStratum; ++c) {
-            std::vector<uint8_t> position(c);
-            for (int j = 0; j < c; ++j)
-                position[j] = uint8_t(j);
-            for (int j = c - 1; j >= 0;) {
-                result[c].insert(result[c].end(), position.begin(), position.end());
-                for (j = c - 1; j >= 0 && position[j] == lk::kStratum - c + j;)
-                    --j;
-                if (j < 0)
-                    break;
-                ++position[j];
-                for (int rest = j + 1; rest < c; ++rest)
-                    position[rest] = uint8_t(position[rest - 1] + 1);
-            }
-        }
+        std::array<std::vector<uint16_t>, lk::kStratum + 1> result;
+        for (uint32_t bits = 0; bits < 1u << lk::kStratum; ++bits)
+            result[__builtin_popcount(bits)].push_back(uint16_t(bits));
+        // The lowest position that two draws do not share decides, and the draw that has it comes first.
+        const auto first = [](uint16_t a, uint16_t b) { return (a & (a ^ b) & -(a ^ b)) != 0; };
+        for (auto& draws : result)
+            std::sort(draws.begin(), draws.end(), first);
         return result;
     }();
     return tables[chosen];
@@ -247,9 +238,9 @@ void spam_step_(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg
     if (skip)
         return;
     if (density_16ths < lk::kStratum) {
-        const std::vector<uint8_t>& table = combinations(int(density_16ths));
+        const std::vector<uint16_t>& table = combinations(int(density_16ths));
         call.combinations = table.data();
-        call.n_combinations = uint32_t(table.size() / density_16ths);
+        call.n_combinations = uint32_t(table.size());
     }
     call.tasks = tasks.data(), call.first_chunk = first_chunk.data(), call.n_tasks = int64_t(n);
     int64_t elements = 0;

@@ -1,4 +1,4 @@
-// Reading and writing blocks of elements of any of the four dtypes, in a row, at chosen positions, or behind strides.
+// Reading and writing blocks of elements of any of the four dtypes, in a row or behind strides.
 // Included within a tier: what it defines is compiled once per LK_ISA.
 #pragma once
 
@@ -10,24 +10,16 @@ namespace lk {
 namespace LK_ISA {
 namespace {
 
-// Which numbers of a tensor: element i of a block is the i-th from start, or the i-th of the chosen positions; behind
-// offsets, where strides ask for them.
+// Which numbers of a tensor: those in a row from start, or those at offsets, where strides ask for them.
 struct Where {
     int64_t start;
-    const int64_t* offsets; // [block] where each element of the block lies in memory; null: start + its position
-    const int* positions;   // [n] positions in the block; null: 0 .. n - 1
+    const int64_t* offsets;
 };
 
 template <class F> void for_each_place(const Where& where, int n, const F& f) {
-    if (where.offsets && where.positions)
-        for (int i = 0; i < n; ++i)
-            f(i, where.offsets[where.positions[i]]);
-    else if (where.offsets)
+    if (where.offsets)
         for (int i = 0; i < n; ++i)
             f(i, where.offsets[i]);
-    else if (where.positions)
-        for (int i = 0; i < n; ++i)
-            f(i, where.start + where.positions[i]);
     else
         for (int i = 0; i < n; ++i)
             f(i, where.start + i);

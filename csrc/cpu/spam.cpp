@@ -2,6 +2,7 @@
 // not contiguous numbers of the arithmetic's type go through small buffers. Results do not depend on tier, chunk or thread.
 #include "spam.h"
 
+#include "compress.h"
 #include "elements.h"
 #include "spam_draws.h"
 
@@ -12,7 +13,8 @@ namespace {
 // --------------------------------------------------------------------------------------------------------- the update
 
 template <class T, SpamClip Clip, bool Restart>
-void update_as(T* __restrict p, const T* __restrict g, T* __restrict m, T* __restrict v, int n, const SpamScalars<T>& scalars) {
+inline void update_as(T* __restrict p, const T* __restrict g, T* __restrict m, T* __restrict v, int n,
+                      const SpamScalars<T>& scalars) {
     const SpamScalars<T> s = scalars;
     for (int i = 0; i < n; ++i) {
         T mi = Restart ? T(0) : m[i], vi = Restart ? T(0) : v[i];
@@ -22,15 +24,37 @@ void update_as(T* __restrict p, const T* __restrict g, T* __restrict m, T* __res
     }
 }
 
+// Spikes are rare, and cutting them costs a second square root an element: only the runs that hold one pay for it.
+template <class T, SpamClip Clip, bool Restart>
+inline void update_run(T* p, const T* g, T* m, T* v, int n, const SpamScalars<T>& s) {
+    uint32_t spikes = 0;
+    for (int i = 0; i < n; ++i)
+        spikes |= uint32_t(is_spike<T, Clip>(g[i], Restart ? T(0) : v[i], s));
+    if (__builtin_expect(spikes != 0, 0))
+        update_as<T, Clip, Restart>(p, g, m, v, n, s);
+    else
+        update_as<T, SpamClip::kNone, Restart>(p, g, m, v, n, s);
+}
+
+template <class T, SpamClip Clip, bool Restart>
+void update_watching(T* p, const T* g, T* m, T* v, int n, const SpamScalars<T>& scalars) {
+    constexpr int kRun = 64;
+    const SpamScalars<T> s = scalars;
+    int start = 0;
+    for (; start + kRun <= n; start += kRun) // a constant length: no loop over a remainder
+        update_run<T, Clip, Restart>(p + start, g + start, m + start, v + start, kRun, s);
+    update_run<T, Clip, Restart>(p + start, g + start, m + start, v + start, n - start, s);
+}
+
 template <class T, bool Restart>
 void update_clipped(const SpamTask& task, T* p, const T* g, T* m, T* v, int n, const SpamScalars<T>& s) {
     switch (task.clip) {
     case SpamClip::kNone:
         return update_as<T, SpamClip::kNone, Restart>(p, g, m, v, n, s);
     case SpamClip::kPass:
-        return update_as<T, SpamClip::kPass, Restart>(p, g, m, v, n, s);
+        return update_watching<T, SpamClip::kPass, Restart>(p, g, m, v, n, s);
     case SpamClip::kFreeze:
-        return update_as<T, SpamClip::kFreeze, Restart>(p, g, m, v, n, s);
+        return update_watching<T, SpamClip::kFreeze, Restart>(p, g, m, v, n, s);
     }
 }
 
@@ -48,8 +72,8 @@ template <class T> void update(const SpamTask& task, T* p, const T* g, int64_t m
     T* m = direct ? reinterpret_cast<T*>(task.m) + m_start : m_buffer;
     T* v = direct ? reinterpret_cast<T*>(task.v) + m_start : v_buffer;
     if (!direct && !task.restart) {
-        load<T>(task.m, task.moments, {m_start, nullptr, nullptr}, n, m);
-        load<T>(task.v, task.moments, {m_start, nullptr, nullptr}, n, v);
+        load<T>(task.m, task.moments, {m_start, nullptr}, n, m);
+        load<T>(task.v, task.moments, {m_start, nullptr}, n, v);
     }
     if (task.restart)
         update_clipped<T, true>(task, p, g, m, v, n, scalars_of<T>(task));
@@ -58,8 +82,8 @@ template <class T> void update(const SpamTask& task, T* p, const T* g, int64_t m
     if (direct)
         return;
     if (!noise) {
-        store<T>(m, task.m, task.moments, {m_start, nullptr, nullptr}, n);
-        store<T>(v, task.v, task.moments, {m_start, nullptr, nullptr}, n);
+        store<T>(m, task.m, task.moments, {m_start, nullptr}, n);
+        store<T>(v, task.v, task.moments, {m_start, nullptr}, n);
         return;
     }
     bf16* m_out = reinterpret_cast<bf16*>(task.m) + m_start;
@@ -70,58 +94,61 @@ template <class T> void update(const SpamTask& task, T* p, const T* g, int64_t m
         v_out[i] = round_stochastically(float(v[i]), noise[i] >> 16);
 }
 
-// Where n elements of p (or g) from start lie; offsets has room for them.
-Where place(const SpamTask& task, const SpamTensor& tensor, int64_t start, int n, int64_t* offsets) {
-    return {start, strided_offsets(task.sizes, task.ndim, tensor.strides, start, n, offsets), nullptr};
-}
+// n elements of p or g from start as numbers of the arithmetic: in place where they are such in a row, else in a buffer.
+template <class T> struct Block {
+    const SpamTensor& tensor;
+    int64_t offsets[kBlock];
+    Where where;
+    int n;
+    bool direct;
+    T* data;
 
-// Divides gradients by the scale of AMP and writes them back.
-template <class T> void unscale(const SpamTask& task, const SpamCall& call, const Where& where, int n, T* g) {
-    for (int i = 0; i < n; ++i)
-        g[i] /= T(call.grad_scale);
-    store<T>(g, task.g.data, task.g.dtype, where, n);
-}
+    Block(const SpamTask& task, const SpamTensor& of, int64_t start, int count, T* buffer)
+        : tensor(of), where{start, strided_offsets(task.sizes, task.ndim, of.strides, start, count, offsets)}, n(count),
+          direct(!of.strides && of.dtype == dtype_of<T>()), data(direct ? reinterpret_cast<T*>(of.data) + start : buffer) {
+        if (!direct)
+            load<T>(tensor.data, tensor.dtype, where, n, data);
+    }
+    void write_back() {
+        if (!direct)
+            store<T>(data, tensor.data, tensor.dtype, where, n);
+    }
+    void scale(T factor) {
+        for (int i = 0; i < n; ++i)
+            data[i] *= factor;
+    }
+    // Divides gradients by the scale of AMP, in memory too.
+    void unscale(const SpamCall& call) {
+        for (int i = 0; i < n; ++i)
+            data[i] /= T(call.grad_scale);
+        write_back();
+    }
+};
 
 // n elements of p from start in the order of the walk, with moments from m_start.
 template <class T> void dense_block(const SpamTask& task, const SpamCall& call, int64_t start, int64_t m_start, int n) {
     T p_buffer[kBlock], g_buffer[kBlock];
-    int64_t p_offsets[kBlock], g_offsets[kBlock];
     uint32_t noise[kBlock];
-    const Where p_where = place(task, task.p, start, n, p_offsets);
-    const Where g_where = place(task, task.g, start, n, g_offsets);
-    const bool p_direct = !task.p.strides && task.p.dtype == dtype_of<T>();
-    const bool g_direct = !task.g.strides && task.g.dtype == dtype_of<T>() && !call.unscale;
-    T* p = p_direct ? reinterpret_cast<T*>(task.p.data) + start : p_buffer;
-    const T* g = g_direct ? reinterpret_cast<const T*>(task.g.data) + start : g_buffer;
-    if (!p_direct)
-        load<T>(task.p.data, task.p.dtype, p_where, n, p_buffer);
-    if (!g_direct)
-        load<T>(task.g.data, task.g.dtype, g_where, n, g_buffer);
+    Block<T> p(task, task.p, start, n, p_buffer), g(task, task.g, start, n, g_buffer);
     if (call.unscale)
-        unscale<T>(task, call, g_where, n, g_buffer);
+        g.unscale(call);
     const bool stochastic = task.moments == DType::kBFloat16;
     if (stochastic)
         rounding_words(task, call, start, n, noise);
-    update<T>(task, p, g, m_start, n, stochastic ? noise : nullptr);
-    if (!p_direct)
-        store<T>(p_buffer, task.p.data, task.p.dtype, p_where, n);
+    update<T>(task, p.data, g.data, m_start, n, stochastic ? noise : nullptr);
+    p.write_back();
 }
 
-// What befalls every element, drawn or not: decay, and the unscaling of its gradient.
-template <class T>
-void undrawn_block(const SpamTask& task, const SpamCall& call, const Where& p_where, const Where& g_where, int n) {
+// n elements that no moment belongs to: decay, and the unscaling of their gradients.
+template <class T> void undrawn_block(const SpamTask& task, const SpamCall& call, int64_t start, int n) {
     T buffer[kBlock];
-    const T decay = scalars_of<T>(task).decay;
-    if (decay != T(1)) {
-        load<T>(task.p.data, task.p.dtype, p_where, n, buffer);
-        for (int i = 0; i < n; ++i)
-            buffer[i] *= decay;
-        store<T>(buffer, task.p.data, task.p.dtype, p_where, n);
+    if (scalars_of<T>(task).decay != T(1)) {
+        Block<T> p(task, task.p, start, n, buffer);
+        p.scale(scalars_of<T>(task).decay);
+        p.write_back();
     }
-    if (call.unscale) {
-        load<T>(task.g.data, task.g.dtype, g_where, n, buffer);
-        unscale<T>(task, call, g_where, n, buffer);
-    }
+    if (call.unscale)
+        Block<T>(task, task.g, start, n, buffer).unscale(call);
 }
 
 // ----------------------------------------------------------------------------------------------------- walks of a chunk
@@ -131,43 +158,29 @@ template <class T> void walk_dense(const SpamTask& task, const SpamCall& call, i
         dense_block<T>(task, call, start, start, int(end - start < kBlock ? end - start : kBlock));
 }
 
-// Asks for the lines of n elements of p and g ahead of a gather, whose loads the hardware does not foresee.
-void prefetch(const SpamTensor& tensor, int64_t start, int n) {
-    if (tensor.strides)
-        return;
-    const int64_t size = tensor.dtype == DType::kDouble ? 8 : tensor.dtype == DType::kFloat ? 4 : 2;
-    for (int64_t byte = start * size; byte < (start + n) * size; byte += 64)
-        __builtin_prefetch(tensor.data + byte);
-}
-
 template <class T> void walk_elements(const SpamTask& task, const SpamCall& call, int64_t begin, int64_t end) {
-    T p[kBlock], g[kBlock];
-    int positions[kBlock];
-    int64_t p_offsets[kBlock], g_offsets[kBlock];
-    uint32_t words[kBlock], noise[kBlock];
+    T p[kBlock + kSlack], g[kBlock + kSlack], p_buffer[kBlock], g_buffer[kBlock];
+    uint16_t bits[kBlock / kStratum];
+    uint32_t words[kBlock], noise[kBlock + kSlack];
+    const int chosen = call.hyper.chosen;
     const bool stochastic = task.moments == DType::kBFloat16;
     for (int64_t start = begin; start < end; start += kBlock) {
-        const int length = int(end - start < kBlock ? end - start : kBlock);
-        const int ahead = int(end - start - length < kBlock ? end - start - length : kBlock);
-        prefetch(task.p, start + length, ahead);
-        prefetch(task.g, start + length, ahead);
-        const int n = drawn_elements(task, call, start, length, positions);
-        const Where p_all = place(task, task.p, start, length, p_offsets);
-        const Where g_all = place(task, task.g, start, length, g_offsets);
-        const Where p_drawn{start, p_all.offsets, positions}, g_drawn{start, g_all.offsets, positions};
-        load<T>(task.p.data, task.p.dtype, p_drawn, n, p);
-        load<T>(task.g.data, task.g.dtype, g_drawn, n, g);
+        const int length = int(end - start < kBlock ? end - start : kBlock), strata = length / kStratum;
+        drawn_elements(task, call, start, length, bits);
+        Block<T> p_all(task, task.p, start, length, p_buffer), g_all(task, task.g, start, length, g_buffer);
         if (call.unscale)
-            for (int i = 0; i < n; ++i)
-                g[i] /= T(call.grad_scale);
-        undrawn_block<T>(task, call, p_all, g_all, length); // the drawn ones too: they are overwritten below
+            g_all.unscale(call);
+        compress<T>(p_all.data, bits, strata, chosen, p, kBlock);
+        compress<T>(g_all.data, bits, strata, chosen, g, kBlock);
+        if (scalars_of<T>(task).decay != T(1))
+            p_all.scale(scalars_of<T>(task).decay); // the drawn ones too: they are overwritten below
         if (stochastic) {
             rounding_words(task, call, start, length, words);
-            for (int i = 0; i < n; ++i)
-                noise[i] = words[positions[i]];
+            compress<uint32_t>(words, bits, strata, chosen, noise, 0);
         }
-        update<T>(task, p, g, start / kStratum * call.hyper.chosen, n, stochastic ? noise : nullptr);
-        store<T>(p, task.p.data, task.p.dtype, p_drawn, n);
+        update<T>(task, p, g, start / kStratum * chosen, strata * chosen, stochastic ? noise : nullptr);
+        expand<T>(p, bits, strata, chosen, p_all.data);
+        p_all.write_back();
     }
 }
 
@@ -185,14 +198,10 @@ template <class T> void walk_rows(const SpamTask& task, const SpamCall& call, in
         const bool idle = !drawn && !call.unscale && scalars_of<T>(task).decay == T(1);
         for (int64_t done = 0; done < left && !idle; done += kBlock) {
             const int n = int(left - done < kBlock ? left - done : kBlock);
-            if (drawn) {
+            if (drawn)
                 dense_block<T>(task, call, start + done, slot * task.row_length + column + done, n);
-            } else {
-                int64_t p_offsets[kBlock], g_offsets[kBlock];
-                const Where p_where = place(task, task.p, start + done, n, p_offsets);
-                const Where g_where = place(task, task.g, start + done, n, g_offsets);
-                undrawn_block<T>(task, call, p_where, g_where, n);
-            }
+            else
+                undrawn_block<T>(task, call, start + done, n);
         }
         start += left;
     }

@@ -39,7 +39,7 @@ struct SpamCall {
     const int64_t* first_chunk; // [n_tasks + 1]
     int64_t n_tasks;
     SpamHyper hyper;
-    const uint8_t* combinations; // [C(16, chosen), chosen] positions of each draw; null where nothing is masked
+    const uint16_t* combinations; // [C(16, chosen)] the bits of each draw; null where nothing is masked
     uint32_t n_combinations;
     double grad_scale; // gradients are divided by it and written back
     bool unscale;

@@ -45,50 +45,28 @@ inline void rounding_words(const SpamTask& task, const SpamCall& call, int64_t s
     });
 }
 
-// Positions of the draws of `count` strata from position `first` of the block. Fixed counts let the compiler unroll.
-template <int Fixed> int* expand_draws(const SpamCall& call, const uint32_t* words, int count, int first, int* next) {
-    const int chosen = Fixed ? Fixed : call.hyper.chosen;
-    for (int stratum = 0; stratum < count; ++stratum, next += chosen) {
-        const uint32_t rank = uint32_t(uint64_t(words[stratum]) * call.n_combinations >> 32);
-        const uint8_t* combination = call.combinations + int64_t(rank) * chosen;
-        for (int j = 0; j < chosen; ++j)
-            next[j] = first + stratum * kStratum + combination[j];
-    }
-    return next;
+inline uint32_t unrank(const SpamCall& call, uint32_t word) {
+    return call.combinations[uint64_t(word) * call.n_combinations >> 32];
 }
 
-// Positions in the block (of n elements from start, whole strata) of the drawn elements, in order; returns their number.
-inline int drawn_elements(const SpamTask& task, const SpamCall& call, int64_t start, int n, int* out) {
+// Which of 16 each stratum of n elements from start draws, as bits.
+inline void drawn_elements(const SpamTask& task, const SpamCall& call, int64_t start, int n, uint16_t* bits) {
     uint32_t scratch[kBlock / kStratum + 4 * (kPhiloxLanes + 1)];
-    int* next = out;
     for_global_runs(task, start, n, [&](int done, uint64_t position, int length) {
         const int strata = length / kStratum;
         const uint32_t* words = random_words(position / kStratum, strata, uint32_t(task.phase.cycle), task.index,
                                              call.hyper.seed, kMaskStream, scratch);
-        switch (call.hyper.chosen) {
-        case 4:
-            next = expand_draws<4>(call, words, strata, done, next);
-            break;
-        case 8:
-            next = expand_draws<8>(call, words, strata, done, next);
-            break;
-        default:
-            next = expand_draws<0>(call, words, strata, done, next);
-        }
+        for (int i = 0; i < strata; ++i)
+            bits[done / kStratum + i] = uint16_t(unrank(call, words[i]));
     });
-    return int(next - out);
 }
 
-// The rows that a stratum draws, as bits.
+// Which of its 16 rows a stratum of the shard draws, as bits.
 inline uint32_t drawn_rows(const SpamTask& task, const SpamCall& call, int64_t local_stratum) {
     const uint64_t stratum = uint64_t(task.row_offset / kStratum + local_stratum);
     uint32_t c[4] = {uint32_t(stratum >> 2), uint32_t(stratum >> 34), uint32_t(task.phase.cycle), task.index};
     philox(c, call.hyper.seed, kMaskStream);
-    const uint32_t rank = uint32_t(uint64_t(c[stratum & 3]) * call.n_combinations >> 32);
-    uint32_t bits = 0;
-    for (int j = 0; j < call.hyper.chosen; ++j)
-        bits |= 1u << call.combinations[int64_t(rank) * call.hyper.chosen + j];
-    return bits;
+    return unrank(call, c[stratum & 3]);
 }
 
 } // namespace

@@ -91,14 +91,17 @@ template <class T> LK_FN SpamScalars<T> spam_scalars(const SpamHyper& h, const S
 // How the elements of a parameter are treated at this step.
 enum class SpamClip { kNone, kPass, kFreeze };
 
-// m, v, p of one element. v is the old second moment while clipping: |g| <= sqrt(threshold v), v == 0 passes or freezes.
+// Whether a gradient exceeds its bound, g^2 > threshold v; v == 0 passes or freezes.
+template <class T, SpamClip Clip> LK_FN bool is_spike(T g, T v, const SpamScalars<T>& s) {
+    return (g * g > s.threshold * v) & ((Clip == SpamClip::kFreeze) | (v != T(0)));
+}
+
+// m, v, p of one element. v is the old second moment while clipping: a spike is cut to sign(g) sqrt(threshold v).
 template <class T, SpamClip Clip> LK_FN void spam_element(T& p, T g, T& m, T& v, const SpamScalars<T>& s) {
     g *= s.sign;
     if (Clip != SpamClip::kNone) {
-        const T bound = s.threshold * v;
-        const bool spike = g * g > bound && (Clip == SpamClip::kFreeze || v != T(0));
-        const T limited = std::copysign(std::sqrt(bound), g);
-        g = spike ? limited : g;
+        const T limited = std::copysign(std::sqrt(s.threshold * v), g);
+        g = is_spike<T, Clip>(g, v, s) ? limited : g;
     }
     m = s.beta1 * m + s.one_minus_beta1 * g;
     v = s.beta2 * v + s.one_minus_beta2 * (g * g);

@@ -207,8 +207,6 @@ def spam_step_(
     copies: list[tuple[Tensor, Tensor]] = []
     alive: list[list[Tensor]] = []  # rows hold addresses alone
     for i, (p, g, m, v, step) in enumerate(zip(params, grads, exp_avgs, exp_avg_sqs, steps, strict=True)):
-        if step.device != p.device:
-            raise ValueError(f"steps[{i}] must be on its parameter's device {p.device}, got {step.device}")
         if p.numel() == 0:
             continue
         mask = DENSE if m.shape == p.shape else ROW if rules.row_mask else ELEMENT

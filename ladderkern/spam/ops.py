@@ -66,7 +66,13 @@ def check(params, grads, exp_avgs, exp_avg_sqs, steps, lr, indices, placement, d
 
 
 def _check_one(at: str, p: Tensor, g: Tensor, m: Tensor, v: Tensor, step: Tensor, density_16ths: int, row_mask: bool) -> None:
-    for name, tensor, allowed in (("params", p, FLOATS), ("grads", g, FLOATS), ("exp_avgs", m, MOMENTS)):
+    for name, tensor, allowed in (
+        ("params", p, FLOATS),
+        ("grads", g, FLOATS),
+        ("exp_avgs", m, MOMENTS),
+        ("exp_avg_sqs", v, MOMENTS),
+        ("steps", step, FLOATS),
+    ):
         if tensor.layout != torch.strided:
             raise TypeError(f"{name}{at} must be dense, got layout {tensor.layout}")
         if tensor.dtype not in allowed:
@@ -77,10 +83,10 @@ def _check_one(at: str, p: Tensor, g: Tensor, m: Tensor, v: Tensor, step: Tensor
         raise TypeError(f"exp_avg_sqs{at} must have the dtype of exp_avgs{at}, {m.dtype}, got {v.dtype}")
     if g.shape != p.shape:
         raise ValueError(f"grads{at} must have its parameter's shape {tuple(p.shape)}, got {tuple(g.shape)}")
-    shapes = {tuple(p.shape), compact_shape(p.shape, density_16ths, row_mask)}
+    dense, compact = tuple(p.shape), compact_shape(p.shape, density_16ths, row_mask)
     for name, tensor in (("exp_avgs", m), ("exp_avg_sqs", v)):
-        if tuple(tensor.shape) not in shapes or tensor.shape != m.shape:
-            either = " or ".join(str(shape) for shape in sorted(shapes))
+        if tensor.shape != m.shape or (tuple(tensor.shape) != dense and tuple(tensor.shape) != compact):
+            either = f"{dense}" if dense == compact else f"{dense} or {compact}"
             raise ValueError(f"{name}{at} must have shape {either}, got {tuple(tensor.shape)}")
     if step.dtype != torch.float32 or step.numel() != 1:
         raise TypeError(f"steps{at} must hold one float32 number, got {step.dtype} of shape {tuple(step.shape)}")

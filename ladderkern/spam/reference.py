@@ -273,6 +273,7 @@ def spam_step_(
     found_inf: Tensor | None,
 ) -> None:
     """One SPAM step of every parameter of a list, in place; with ``found_inf`` nonzero nothing changes at all."""
+    found_inf = None if found_inf is None else found_inf.reshape(())
     for i, tensors in enumerate(zip(params, grads, exp_avgs, exp_avg_sqs, steps, strict=True)):
         param, grad, exp_avg, exp_avg_sq, step = tensors
         g = grad

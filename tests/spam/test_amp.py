@@ -145,3 +145,15 @@ def test_unscaling_keeps_the_sign_under_maximize(backend, maximize):
     scaled_step(optimizer, torch.tensor(4.0), torch.tensor(0.0))
     assert torch.equal(p.grad, torch.ones(3))
     assert ((p > 0) == maximize).all()
+
+
+def test_scale_and_found_inf_may_have_one_element(backend):
+    params = [torch.nn.Parameter(torch.tensor(0.0)), torch.nn.Parameter(torch.zeros(3))]
+    optimizer = ladderkern.SPAM(params)
+    for found_inf, count, gradient in ((1.0, 0, 2.0), (0.0, 1, 1.0)):
+        for p in params:
+            p.grad = torch.full_like(p, 2.0)
+        scaled_step(optimizer, torch.tensor([2.0]), torch.tensor([found_inf]))
+        assert [optimizer.state[p]["step"].item() for p in params] == [count, count]
+        assert params[0] == params[1][0]
+        assert params[0].grad == gradient
