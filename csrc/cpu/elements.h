@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "../math/numbers.h"
+#include "dtype.h"
 
 namespace lk {
 namespace LK_ISA {

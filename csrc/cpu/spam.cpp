@@ -1,9 +1,10 @@
 // The SPAM step of a chunk of a parameter, compiled once per ISA tier (LK_ISA). One pass over p, g, m, v; operands that are
 // not contiguous numbers of the arithmetic's type go through small buffers. Results do not depend on tier, chunk or thread.
-#include "spam.h"
+#include "vector.h" // before the formulas, which it gives another kind of number
 
 #include "compress.h"
 #include "elements.h"
+#include "spam.h"
 #include "spam_draws.h"
 
 namespace lk {
@@ -18,7 +19,7 @@ inline void update_as(T* __restrict p, const T* __restrict g, T* __restrict m, T
     const SpamScalars<T> s = scalars;
     for (int i = 0; i < n; ++i) {
         T mi = Restart ? T(0) : m[i], vi = Restart ? T(0) : v[i];
-        spam_element<T, Clip>(p[i], g[i], mi, vi, s);
+        spam_element<Clip>(p[i], g[i], mi, vi, s);
         m[i] = mi;
         v[i] = vi;
     }
@@ -29,7 +30,7 @@ template <class T, SpamClip Clip, bool Restart>
 inline void update_run(T* p, const T* g, T* m, T* v, int n, const SpamScalars<T>& s) {
     uint32_t spikes = 0;
     for (int i = 0; i < n; ++i)
-        spikes |= uint32_t(is_spike<T, Clip>(g[i], Restart ? T(0) : v[i], s));
+        spikes |= uint32_t(is_spike<Clip>(g[i], Restart ? T(0) : v[i], s));
     if (__builtin_expect(spikes != 0, 0))
         update_as<T, Clip, Restart>(p, g, m, v, n, s);
     else
@@ -158,6 +159,63 @@ template <class T> void walk_dense(const SpamTask& task, const SpamCall& call, i
         dense_block<T>(task, call, start, start, int(end - start < kBlock ? end - start : kBlock));
 }
 
+#ifdef LK_VECTOR
+
+// Some vectors at a time, so that the latency of a vector's root and quotient hides behind the others'.
+template <SpamClip Clip, bool Restart>
+void update_quarters(float* p, const float* g, float* m, float* v, const uint16_t* bits, int strata,
+                     const SpamScalars<float>& scalars) {
+    constexpr int kGroup = 8, kStrata = kLanes / 4; // vectors at a time, strata a vector
+    const SpamScalars<float> s = scalars;
+    for (int start = 0; start < strata; start += kGroup * kStrata) {
+        const int left = (strata - start) / kStrata, count = left < kGroup ? left : kGroup;
+        const auto element = [&](int j) { return 16 * (start + j * kStrata); };
+        Vector ps[kGroup], gs[kGroup];
+        for (int j = 0; j < count; ++j) {
+            ps[j] = take_quarters(p + element(j), bits + start + j * kStrata);
+            gs[j] = take_quarters(g + element(j), bits + start + j * kStrata);
+        }
+        for (int j = 0; j < count; ++j) {
+            float *mj = m + element(j) / 4, *vj = v + element(j) / 4;
+            Vector mi = Restart ? Vector{} : vector_load(mj), vi = Restart ? Vector{} : vector_load(vj);
+            if (Clip != SpamClip::kNone && any(is_spike<Clip>(gs[j], vi, s)))
+                spam_element<Clip>(ps[j], gs[j], mi, vi, s);
+            else
+                spam_element<SpamClip::kNone>(ps[j], gs[j], mi, vi, s);
+            vector_store(mj, mi);
+            vector_store(vj, vi);
+        }
+        for (int j = 0; j < count; ++j)
+            put_quarters(ps[j], bits + start + j * kStrata, p + element(j));
+    }
+}
+
+// Density 1/4 in float32 without decay goes from memory through registers to memory: reading, computing and writing then
+// overlap as in the dense step. Returns whether it did the n elements from start.
+bool walk_quarters(const SpamTask& task, const SpamCall& call, int64_t start, int n, const uint16_t* bits) {
+    const auto plain = [](const SpamTensor& t) { return t.dtype == DType::kFloat && !t.strides; };
+    if (call.hyper.chosen != 4 || n % (4 * kLanes) || call.unscale || task.f.decay != 1.0f || !plain(task.p) ||
+        !plain(task.g) || task.moments != DType::kFloat)
+        return false;
+    using Update = void (*)(float*, const float*, float*, float*, const uint16_t*, int, const SpamScalars<float>&);
+    constexpr Update updates[2][3] = {
+        {update_quarters<SpamClip::kNone, false>, update_quarters<SpamClip::kPass, false>,
+         update_quarters<SpamClip::kFreeze, false>},
+        {update_quarters<SpamClip::kNone, true>, update_quarters<SpamClip::kPass, true>,
+         update_quarters<SpamClip::kFreeze, true>},
+    };
+    const auto at = [](char* data, int64_t i) { return reinterpret_cast<float*>(data) + i; };
+    updates[task.restart][int(task.clip)](at(task.p.data, start), at(task.g.data, start), at(task.m, start / 4),
+                                          at(task.v, start / 4), bits, n / kStratum, task.f);
+    return true;
+}
+
+#else
+
+bool walk_quarters(const SpamTask&, const SpamCall&, int64_t, int, const uint16_t*) { return false; }
+
+#endif
+
 template <class T> void walk_elements(const SpamTask& task, const SpamCall& call, int64_t begin, int64_t end) {
     T p[kBlock + kSlack], g[kBlock + kSlack], p_buffer[kBlock], g_buffer[kBlock];
     uint16_t bits[kBlock / kStratum];
@@ -167,16 +225,18 @@ template <class T> void walk_elements(const SpamTask& task, const SpamCall& call
     for (int64_t start = begin; start < end; start += kBlock) {
         const int length = int(end - start < kBlock ? end - start : kBlock), strata = length / kStratum;
         drawn_elements(task, call, start, length, bits);
+        if (sizeof(T) == sizeof(float) && walk_quarters(task, call, start, length, bits))
+            continue;
         Block<T> p_all(task, task.p, start, length, p_buffer), g_all(task, task.g, start, length, g_buffer);
         if (call.unscale)
             g_all.unscale(call);
-        compress<T>(p_all.data, bits, strata, chosen, p, kBlock);
-        compress<T>(g_all.data, bits, strata, chosen, g, kBlock);
+        compress<T>(p_all.data, bits, strata, chosen, p);
+        compress<T>(g_all.data, bits, strata, chosen, g);
         if (scalars_of<T>(task).decay != T(1))
             p_all.scale(scalars_of<T>(task).decay); // the drawn ones too: they are overwritten below
         if (stochastic) {
             rounding_words(task, call, start, length, words);
-            compress<uint32_t>(words, bits, strata, chosen, noise, 0);
+            compress<uint32_t>(words, bits, strata, chosen, noise);
         }
         update<T>(task, p, g, start / kStratum * chosen, strata * chosen, stochastic ? noise : nullptr);
         expand<T>(p, bits, strata, chosen, p_all.data);

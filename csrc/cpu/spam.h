@@ -4,10 +4,9 @@
 #include <cstdint>
 
 #include "../math/spam.h"
+#include "dtype.h"
 
 namespace lk {
-
-enum class DType { kFloat, kBFloat16, kHalf, kDouble };
 
 struct SpamTensor {
     char* data;

@@ -91,21 +91,29 @@ template <class T> LK_FN SpamScalars<T> spam_scalars(const SpamHyper& h, const S
 // How the elements of a parameter are treated at this step.
 enum class SpamClip { kNone, kPass, kFreeze };
 
-// Whether a gradient exceeds its bound, g^2 > threshold v; v == 0 passes or freezes.
-template <class T, SpamClip Clip> LK_FN bool is_spike(T g, T v, const SpamScalars<T>& s) {
-    return (g * g > s.threshold * v) & ((Clip == SpamClip::kFreeze) | (v != T(0)));
+LK_FN float root(float x) { return std::sqrt(x); }
+LK_FN double root(double x) { return std::sqrt(x); }
+LK_FN float with_sign(float x, float sign) { return std::copysign(x, sign); }
+LK_FN double with_sign(double x, double sign) { return std::copysign(x, sign); }
+
+// Whether a gradient exceeds its bound, g^2 > threshold v; v == 0 passes or freezes. T: S, or a vector of S.
+template <SpamClip Clip, class T, class S> LK_FN auto is_spike(T g, T v, const SpamScalars<S>& s) {
+    if constexpr (Clip == SpamClip::kFreeze)
+        return g * g > s.threshold * v;
+    else
+        return (g * g > s.threshold * v) & (v > S(0));
 }
 
 // m, v, p of one element. v is the old second moment while clipping: a spike is cut to sign(g) sqrt(threshold v).
-template <class T, SpamClip Clip> LK_FN void spam_element(T& p, T g, T& m, T& v, const SpamScalars<T>& s) {
+template <SpamClip Clip, class T, class S> LK_FN void spam_element(T& p, T g, T& m, T& v, const SpamScalars<S>& s) {
     g *= s.sign;
-    if (Clip != SpamClip::kNone) {
-        const T limited = std::copysign(std::sqrt(s.threshold * v), g);
-        g = is_spike<T, Clip>(g, v, s) ? limited : g;
+    if constexpr (Clip != SpamClip::kNone) {
+        const T limited = with_sign(root(s.threshold * v), g);
+        g = is_spike<Clip>(g, v, s) ? limited : g;
     }
     m = s.beta1 * m + s.one_minus_beta1 * g;
     v = s.beta2 * v + s.one_minus_beta2 * (g * g);
-    p = p * s.decay - s.step_size * (m / (std::sqrt(v) + s.eps));
+    p = p * s.decay - s.step_size * (m / (root(v) + s.eps));
 }
 
 } // namespace lk
