@@ -28,8 +28,7 @@ try:
     from setuptools.command.build_ext import build_ext
 except ImportError:
     raise SystemExit(
-        "ladderkern: the build needs setuptools here: pip install 'setuptools>=77', "
-        "then pip install --no-build-isolation ."
+        "ladderkern: the build needs setuptools here: pip install 'setuptools>=77', then pip install --no-build-isolation ."
     ) from None
 
 

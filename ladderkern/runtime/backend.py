@@ -57,7 +57,8 @@ class backend:  # noqa: N801 - used like torch.no_grad
     Args:
         name: ``"auto"`` (the best that can serve: on CUDA cuda, triton, reference; on CPU native, reference),
             ``"reference"`` (plain PyTorch), ``"native"`` (C++), ``"triton"`` or ``"cuda"``. A name other than auto that
-            cannot serve a call raises :class:`BackendUnavailable` there. ``LADDERKERN_BACKEND`` sets the start value.
+            cannot serve a call raises :class:`BackendUnavailable` there. ``LADDERKERN_BACKEND`` sets the start value. A call
+            under ``torch.compile`` keeps the choice that was in force when it was compiled.
 
     Raises:
         ValueError: for another name.
@@ -80,6 +81,11 @@ class backend:  # noqa: N801 - used like torch.no_grad
 def current() -> str:
     """The name in force here: the innermost context's, else the process's."""
     return _context.get() or _process.name
+
+
+# Dynamo cannot trace a ContextVar: under torch.compile the choice is the one in force when the call is compiled.
+# (torch.compiler.assume_constant_result sets the same attribute, but imports Dynamo, and with it Triton, to do so.)
+current._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def interpreting() -> bool:

@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fractions import Fraction
-from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import reference
 from .ops import eligible
+from .reference import STRATUM
 
 MASK_UNITS = ("element", "row")
 
 
-@lru_cache(maxsize=64)
-def sixteenths(density: float) -> int:
+def sixteenths(density: Any) -> int:
     """16 * density as an int.
 
     Raises:
         ValueError: ``density`` is not a multiple of 1/16 in (0, 1].
     """
-    scaled = Fraction(density) * 16 if isinstance(density, (int, float)) and density == density else Fraction(0)
-    if scaled.denominator != 1 or not 0 < scaled <= 16:
+    if (
+        not isinstance(density, (int, float)) or not 0 < density <= 1 or density * STRATUM % 1 != 0
+    ):  # exact: 16 is a power of two
         raise ValueError(f"density must be a multiple of 1/16 in (0, 1], got {density}")
-    return int(scaled)
+    return int(density * STRATUM)
 
 
 def check_mask_unit(mask_unit: str) -> None:
@@ -74,7 +74,7 @@ def mask(
     if cycle < 0:
         raise ValueError(f"cycle must be 0 or more, got {cycle}")
     row_mask = mask_unit == "row"
-    if chosen == reference.STRATUM or not eligible(shape, row_mask):
+    if chosen == STRATUM or not eligible(shape, row_mask):
         return torch.ones(tuple(shape), dtype=torch.bool)
     drawn = reference.selection(torch.Size(shape), cycle, index, chosen, row_mask, seed)
     return drawn.clone()

@@ -145,5 +145,8 @@ def spam_step_(
         overload(*lists, lr, grad_scale=grad_scale, found_inf=found_inf, **where, **options)
     except RuntimeError:
         # Native code checks before it writes, and can only raise RuntimeError: say the same in Python's terms.
-        check(*lists, lr, indices, placement, options["density_16ths"], options["row_mask"])
+        params, grads, exp_avgs, exp_avg_sqs, steps = lists
+        check(
+            params, grads, exp_avgs, exp_avg_sqs, steps, lr, indices, placement, options["density_16ths"], options["row_mask"]
+        )
         raise

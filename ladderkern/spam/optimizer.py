@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from . import ops, state
-from .options import check_group, dtype_name, op_options
+from .options import check_group, dtype_name, odd_pair, op_options
 from .sharding import Shard
 
 
@@ -84,13 +85,18 @@ class SPAM(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters with options of their own; options out of range raise and leave the optimizer as it was."""
-        check_group({**self.defaults, **param_group})
+        options = {**self.defaults, **param_group}
+        check_group(options)
         super().add_param_group(param_group)
         try:
             state.check_params(self.param_groups[-1])
         except (TypeError, ValueError):
             self.param_groups.pop()
             raise
+        odd = odd_pair(options)
+        if odd and not getattr(self, "_has_warned", False):
+            self._has_warned = True  # one warning an optimizer, however many groups share the options
+            warnings.warn(odd, stacklevel=4)  # to the line that constructs: it, our __init__, torch's, this
 
     def __setstate__(self, pickled: dict[str, Any]) -> None:
         super().__setstate__(pickled)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from .ops import MOMENTS
 
 
 def check_group(group: dict[str, Any]) -> None:
-    """Raise ValueError or TypeError, naming the option, unless every option of a group is in range; warn of odd pairs."""
+    """Raise ValueError, naming the option, unless every option of a group is in range."""
     lr = group["lr"]
     if isinstance(lr, Tensor):
         if lr.numel() != 1 or lr.is_complex():
@@ -24,12 +23,12 @@ def check_group(group: dict[str, Any]) -> None:
     else:
         _at_least_zero("lr", lr)
     betas = group["betas"]
-    if len(betas) != 2:
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
         raise ValueError(f"betas must be two numbers, got {betas!r}")
     for i, beta in enumerate(betas):
         if isinstance(beta, Tensor) and beta.device.type != "cpu":
             raise ValueError(f"betas[{i}] must be a float or a CPU tensor, got a tensor on {beta.device}")
-        if not 0.0 <= beta < 1.0:
+        if not isinstance(beta, (int, float, Tensor)) or not 0.0 <= beta < 1.0:
             raise ValueError(f"betas[{i}] must be in [0, 1), got {beta}")
     for name in ("eps", "weight_decay"):
         _at_least_zero(name, group[name])
@@ -43,11 +42,11 @@ def check_group(group: dict[str, Any]) -> None:
     if not isinstance(group["seed"], int) or not -(2**63) <= group["seed"] < 2**63:
         raise ValueError(f"seed must be a 64-bit int, got {group['seed']!r}")
     check_mask_unit(group["mask_unit"])
-    _warn_of_odd_pairs(group["reset_interval"] or 0, group["warmup_steps"], sixteenths(group["density"]))
+    sixteenths(group["density"])
 
 
 def _at_least_zero(name: str, value: float) -> None:
-    if not 0.0 <= value < math.inf:
+    if not isinstance(value, (int, float, Tensor)) or not 0.0 <= value < math.inf:
         raise ValueError(f"{name} must be a finite number of 0 or more, got {value}")
 
 
@@ -63,14 +62,14 @@ def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
-def _warn_of_odd_pairs(reset_interval: int, warmup_steps: int, density_16ths: int) -> None:
-    if reset_interval == 0 and density_16ths < 16:
-        message = "density < 1 without resets: the elements outside the first mask never move"
-    elif 0 < reset_interval < warmup_steps:
-        message = f"warmup_steps={warmup_steps} > reset_interval={reset_interval}: the learning rate never recovers"
-    else:
-        return
-    warnings.warn(message, stacklevel=2)
+def odd_pair(group: dict[str, Any]) -> str | None:
+    """What is odd about options that are each in range, if anything."""
+    reset_interval, warmup_steps = group["reset_interval"] or 0, group["warmup_steps"]
+    if reset_interval == 0 and group["density"] < 1:
+        return "density < 1 without resets: the elements outside the first mask never move"
+    if 0 < reset_interval < warmup_steps:
+        return f"warmup_steps={warmup_steps} > reset_interval={reset_interval}: the learning rate never recovers"
+    return None
 
 
 def op_options(group: dict[str, Any]) -> dict[str, Any]:

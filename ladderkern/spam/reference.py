@@ -1,8 +1,8 @@
 """SPAM in plain PyTorch: the law that every backend must match.
 
 Huang et al. 2025, "SPAM: Spike-Aware Adam with Momentum Reset" (arXiv 2501.06842), in the arithmetic of the published code
-(TianjinYellow/SPAM-Optimizer, e8185fb) except where the docstring of :class:`ladderkern.SPAM` says otherwise. Nothing here reads a
-device value on the host: the phase of the cycle is computed from the ``step`` tensor.
+(TianjinYellow/SPAM-Optimizer, e8185fb) except where the docstring of :class:`ladderkern.SPAM` says otherwise. Nothing here
+reads a device value on the host: the phase of the cycle is computed from the ``step`` tensor.
 """
 
 from __future__ import annotations
@@ -222,7 +222,7 @@ def spam_update(
     dtype = torch.float64 if param.dtype == torch.float64 else torch.float32
     n = step + 1
     cycle, k = phase(n, hyper.reset_interval)
-    step_size, decay = step_scalars(n, lr, hyper, dtype)
+    step_size, decay = step_scalars(n, lr.reshape(()), hyper, dtype)
     p = param.to(dtype) * decay
     g = -grad.to(dtype) if hyper.maximize else grad.to(dtype)
     masked = exp_avg.shape != param.shape
@@ -273,6 +273,7 @@ def spam_step_(
     found_inf: Tensor | None,
 ) -> None:
     """One SPAM step of every parameter of a list, in place; with ``found_inf`` nonzero nothing changes at all."""
+    grad_scale = None if grad_scale is None else grad_scale.reshape(())
     found_inf = None if found_inf is None else found_inf.reshape(())
     for i, tensors in enumerate(zip(params, grads, exp_avgs, exp_avg_sqs, steps, strict=True)):
         param, grad, exp_avg, exp_avg_sq, step = tensors

@@ -139,9 +139,7 @@ def test_pure_wheel_fits_every_platform_and_holds_no_library(source_tree, tmp_pa
     assert [name for name in files if name.endswith(".so")] == []
 
 
-@pytest.mark.skipif(
-    shutil.which("c++") is None, reason="no C++ compiler here: only the pure-Python package can be built"
-)
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler here: only the pure-Python package can be built")
 def test_native_wheel_fits_every_python_and_holds_the_library_just_built(source_tree, tmp_path):
     for name, text in STAND_IN_SOURCES.items():
         path = source_tree / name

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from ladderkern.spam import reference
 
 BUILT = sorted((Path(__file__).parents[2] / "build" / "tests").glob("ladderkern_math_test*.so"))
