@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from .backend import current, interpreting
-from .library import NATIVE, cpu_isa
+from .library import NATIVE
 
 
 def _triton_version() -> str | None:
@@ -36,7 +36,7 @@ def info() -> dict[str, str]:
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
         "torch": f"{torch.__version__} ({cuda or 'CPU build'}, {torch.get_num_threads()} threads)",
         "backend": current(),
-        "native": f"loaded, CPU tier {cpu_isa()}" if NATIVE.loaded else NATIVE.reason,
+        "native": f"loaded, CPU tier {NATIVE.tier}" if NATIVE.loaded else NATIVE.reason,
         "triton": (triton + (", interpreting" if interpreting() else "")) if triton else "not installed",
         "cuda library": "not built",
         "gpu": ", ".join(gpus) or "none visible",

@@ -7,6 +7,7 @@ and ``.reference`` and ``.triton``, which force that implementation. Being ops, 
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import importlib.util
 import os
@@ -71,32 +72,24 @@ class NativeStatus:
 
     loaded: bool
     reason: str
-    path: Path
+    tier: str = "none"  # of the CPU: baseline, avx2 or avx512
 
 
 def _load_native() -> NativeStatus:
     path = Path(__file__).resolve().parent.parent / "lib" / "libladderkern_native.so"
     if not path.exists():
-        return NativeStatus(False, "not built: this is a pure-Python installation", path)
+        return NativeStatus(False, "not built: this is a pure-Python installation")
     try:
         torch.ops.load_library(str(path))
     except (OSError, RuntimeError) as error:
+        return NativeStatus(False, f"failed to load: {str(error).splitlines()[0]}")
+    query = ctypes.CDLL(str(path)).ladderkern_cpu_isa
+    query.restype = ctypes.c_char_p
+    tier: bytes | None = query()
+    if tier is None:
         wanted = os.environ.get("LADDERKERN_CPU_ISA")
-        hint = f" (LADDERKERN_CPU_ISA={wanted})" if wanted else ""
-        return NativeStatus(False, f"failed to load{hint}: {str(error).splitlines()[0]}", path)
-    return NativeStatus(True, "", path)
+        return NativeStatus(False, f"LADDERKERN_CPU_ISA={wanted} names no tier of this CPU and build (baseline, avx2, avx512)")
+    return NativeStatus(True, "", tier.decode())
 
 
 NATIVE = _load_native()
-
-
-def cpu_isa() -> str:
-    """The CPU tier that the native library chose at load: baseline, avx2 or avx512."""
-    if not NATIVE.loaded:
-        return "none"
-    import ctypes
-
-    query = ctypes.CDLL(str(NATIVE.path)).ladderkern_cpu_isa
-    query.restype = ctypes.c_char_p
-    name: bytes | None = query()
-    return name.decode() if name else f"unavailable: LADDERKERN_CPU_ISA={os.environ.get('LADDERKERN_CPU_ISA')}"

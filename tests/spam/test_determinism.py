@@ -88,9 +88,9 @@ def fingerprint_of_tier():
         if tier not in known:
             command = f"""
 import runpy
-from ladderkern.runtime.library import NATIVE, cpu_isa
+from ladderkern.runtime.library import NATIVE
 assert NATIVE.loaded, NATIVE.reason
-print(cpu_isa(), runpy.run_path({__file__!r})["fingerprint"]())
+print(NATIVE.tier, runpy.run_path({__file__!r})["fingerprint"]())
 """
             environment = {k: v for k, v in os.environ.items() if k not in ("LADDERKERN_CPU_ISA", "LADDERKERN_BACKEND")}
             environment |= {"OMP_NUM_THREADS": "1", **({"LADDERKERN_CPU_ISA": tier} if tier else {})}
