@@ -161,11 +161,11 @@ template <class T> void walk_dense(const SpamTask& task, const SpamCall& call, i
 
 #ifdef LK_VECTOR
 
-// Some vectors at a time, so that the latency of a vector's root and quotient hides behind the others'.
+// A few vectors at a time: the latency of a root and quotient hides behind the others', and reading soon goes on.
 template <SpamClip Clip, bool Restart>
 void update_quarters(float* p, const float* g, float* m, float* v, const uint16_t* bits, int strata,
                      const SpamScalars<float>& scalars) {
-    constexpr int kGroup = 8, kStrata = kLanes / 4; // vectors at a time, strata a vector
+    constexpr int kGroup = 4, kStrata = kLanes / 4; // vectors at a time, strata a vector
     const SpamScalars<float> s = scalars;
     for (int start = 0; start < strata; start += kGroup * kStrata) {
         const int left = (strata - start) / kStrata, count = left < kGroup ? left : kGroup;
