@@ -2,9 +2,30 @@
 
 __version__ = "0.1.0"
 
-from . import spam
+from . import discrepancy, spam
+from .discrepancy import (
+    DistanceTable,
+    TokenDiscrepancyLoss,
+    cross_entropy_with_discrepancy,
+    linear_cross_entropy_with_discrepancy,
+    token_discrepancy_loss,
+)
 from .runtime.backend import BackendUnavailable, backend, explain
 from .runtime.info import info
 from .spam import SPAM
 
-__all__ = ["SPAM", "BackendUnavailable", "__version__", "backend", "explain", "info", "spam"]
+__all__ = [
+    "SPAM",
+    "BackendUnavailable",
+    "DistanceTable",
+    "TokenDiscrepancyLoss",
+    "__version__",
+    "backend",
+    "cross_entropy_with_discrepancy",
+    "discrepancy",
+    "explain",
+    "info",
+    "linear_cross_entropy_with_discrepancy",
+    "spam",
+    "token_discrepancy_loss",
+]

@@ -1,7 +1,9 @@
-// The scalar formulas of csrc/math, callable from Python: tests/spam/test_math.py holds them against reference.py and torch.
+// The scalar formulas of csrc/math, callable from Python: tests/spam/test_math.py and tests/discrepancy/test_native_exp.py
+// hold them against reference.py, torch and NumPy.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include "math/exp.h"
 #include "math/numbers.h"
 #include "math/philox.h"
 #include "math/spam.h"
@@ -44,4 +46,6 @@ PYBIND11_MODULE(ladderkern_math_test, m) {
     m.def("round_stochastically",
           py::vectorize([](float x, uint32_t noise) { return lk::round_stochastically(x, noise).bits; }));
     m.def("philox", &philox);
+    m.def("exp_float", py::vectorize(lk::exp_nonpositive<float>));
+    m.def("exp_double", py::vectorize(lk::exp_nonpositive<double>));
 }

@@ -1,0 +1,131 @@
+"""The native ops give the same bits in every CPU tier, for every number of threads, and whatever the other rows are."""
+
+import hashlib
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from ladderkern.discrepancy import ops
+from ladderkern.testing import floats
+
+FLOATS = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+ROWS, CODES, START, COLUMNS = 40, 1100, 5, 2321  # columns are no multiple of 16, neither before, in nor behind the image
+
+
+def results(dtype, table, metric, smoothing, rows=slice(None)):
+    """What the four ops return for some rows of one input."""
+    logits = floats((ROWS, COLUMNS), dtype, seed=1)[rows]
+    labels = ((torch.arange(ROWS) * 389) % COLUMNS)[rows]
+    labels = torch.where(labels % 7 == 0, -100, labels)
+    W = torch.float64 if dtype == torch.float64 else torch.float32
+    grads = [floats((ROWS,), W, seed=seed)[rows] for seed in (2, 3)]
+    common = {"metric": metric, "offset": 1.75, "scale": 0.5, "image_start": START}
+    joint = {**common, "ignore_index": -100, "label_smoothing": smoothing}
+    inputs = (logits, labels, table)
+    loss, lse = ops.TOKEN_DISCREPANCY.default(*inputs, **common)
+    out = [loss, lse, ops.TOKEN_DISCREPANCY_BACKWARD.default(grads[1], *inputs, loss, lse, **common)]
+    ce, *saved = ops.CROSS_ENTROPY_DISCREPANCY.default(*inputs, **joint)
+    return [*out, ce, *saved, ops.CROSS_ENTROPY_DISCREPANCY_BACKWARD.default(*grads, *inputs, *saved, **joint)]
+
+
+def cases():
+    for dtype in FLOATS:
+        for table in FLOATS:
+            yield dtype, floats((CODES, CODES), table, seed=4), 0, 0.1
+        for metric in (1, 2, 3):
+            yield dtype, floats((CODES, 6), seed=5), metric, 0.0
+
+
+def fingerprint():
+    """SHA-256 of all that the ops return over dtypes, tables and metrics."""
+    digest = hashlib.sha256()
+    for case in cases():
+        for t in results(*case):
+            digest.update(t.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@pytest.fixture
+def thread_count():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_results_do_not_depend_on_the_number_of_threads(native, thread_count):
+    found = set()
+    for threads in (1, 2, 3):
+        thread_count(threads)
+        found.add(fingerprint())
+    assert len(found) == 1
+
+
+def test_a_row_does_not_depend_on_the_others(native):
+    for case in cases():
+        together = results(*case)
+        for row in (0, 17, ROWS - 1):
+            for part, whole in zip(results(*case, rows=slice(row, row + 1)), together, strict=True):
+                assert torch.equal(part.view(torch.uint8), whole[row : row + 1].contiguous().view(torch.uint8))
+
+
+def cpu_flags():
+    try:
+        with open("/proc/cpuinfo") as cpuinfo:
+            return next((set(line.split()) for line in cpuinfo if line.startswith("flags")), set())
+    except OSError:
+        return set()
+
+
+@pytest.fixture(scope="module")
+def fingerprint_of_tier():
+    """(tier in use, fingerprint) of a fresh process, each process run once."""
+    known = {}
+
+    def run(tier):
+        if tier not in known:
+            command = f"""
+import runpy
+from ladderkern.runtime.library import NATIVE
+assert NATIVE.loaded, NATIVE.reason
+print(NATIVE.tier, runpy.run_path({__file__!r})["fingerprint"]())
+"""
+            environment = {k: v for k, v in os.environ.items() if k not in ("LADDERKERN_CPU_ISA", "LADDERKERN_BACKEND")}
+            environment |= {"OMP_NUM_THREADS": "1", **({"LADDERKERN_CPU_ISA": tier} if tier else {})}
+            done = subprocess.run([sys.executable, "-c", command], env=environment, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            known[tier] = done.stdout.split()
+        return known[tier]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("tier", "flags"),
+    [("baseline", set()), ("avx2", {"avx2", "fma"}), ("avx512", {"avx512f", "avx512bw", "avx512vl", "avx512dq"})],
+    ids=["baseline", "avx2", "avx512"],
+)
+def test_every_cpu_tier_gives_the_same_bits(native, fingerprint_of_tier, tier, flags):
+    if flags - cpu_flags():
+        pytest.skip(f"this CPU lacks {', '.join(sorted(flags - cpu_flags()))}")
+    in_use, bits = fingerprint_of_tier(tier)
+    assert in_use == tier
+    assert bits == fingerprint_of_tier(None)[1]
+
+
+def test_a_tier_that_does_not_exist_is_named_before_any_work(native):
+    command = f"""
+import runpy, torch
+cases = runpy.run_path({__file__!r})
+try:
+    cases["results"](*next(cases["cases"]()))
+except RuntimeError as error:
+    print(error)
+"""
+    environment = {**os.environ, "LADDERKERN_CPU_ISA": "mmx"}
+    done = subprocess.run([sys.executable, "-c", command], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "LADDERKERN_CPU_ISA" in done.stdout
+    assert "mmx" in done.stdout
