@@ -22,7 +22,7 @@ STAMPS := build/stamps/$(subst /,-,$(ENVIRONMENT))
 PIP := $(PY) -m pip
 
 EXTRAS_demo := demo
-EXTRAS_test := test,triton,demo
+EXTRAS_test := test,triton,demo,examples
 EXTRAS_lint := dev
 EXTRAS_bench := bench,triton,test
 
