@@ -26,8 +26,11 @@ QUICK = os.environ.get("LADDERKERN_BENCH_QUICK", "0") not in ("", "0")
 UNCHECKED = os.environ.get("LADDERKERN_BENCH_UNCHECKED", "0") not in ("", "0")
 
 # The quick tests of each feature: bench/test_<feature>.py runs only when they pass.
-SPAM_TESTS = ("published", "optimizer", "masks", "determinism")
-GATES = {"spam": tuple(f"tests/spam/test_{name}.py" for name in SPAM_TESTS)}
+QUICK_TESTS = {
+    "spam": ("published", "optimizer", "masks", "determinism"),
+    "discrepancy": ("published", "loss", "joint", "linear", "reductions", "native_determinism"),
+}
+GATES = {feature: tuple(f"tests/{feature}/test_{name}.py" for name in names) for feature, names in QUICK_TESTS.items()}
 PEER_PACKAGES = ("pytorch_optimizer", "pytest-benchmark")
 
 # glibc's mallopt: without these every large tensor is fresh pages, and page faults drown what is measured.
@@ -104,7 +107,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         config.stash[_malloc],
     ]
     if not ladderkern.info()["native"].startswith("loaded"):
-        lines.append("NOTE: SPAM runs on its plain PyTorch reference here; the targets are for the native library")
+        lines.append("NOTE: ladderkern runs on its plain PyTorch reference here; the targets are for the native library")
     if QUICK:
         lines.append("LADDERKERN_BENCH_QUICK: small sizes and few rounds; a smoke test, the ratios mean nothing")
     if UNCHECKED:
@@ -164,7 +167,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         terminalreporter.write_line(line)
     verdicts = [row.verdict for row in rows]
     terminalreporter.write_line(f"\n{verdicts.count('met')} targets met, {verdicts.count('missed')} missed")
-    terminalreporter.write_line("control: one optimizer built twice, so 1 but for noise and the place of its memory")
+    terminalreporter.write_line("control: one peer built twice, so 1 but for noise and the place of its memory")
     terminalreporter.write_line("of limit: least traffic at the bandwidth of a plain loop (stream.c), over time taken")
     if config.option.csv:
         harness.write_csv(config.option.csv, rows, machine())

@@ -1,8 +1,9 @@
-"""Bytes that sparse SPAM keeps and needs, as the operating system counts them, in a process of its own.
+"""Bytes that sparse SPAM and the losses keep and need, as the operating system counts them, in a process of its own.
 
-``python bench/memory.py element`` prints JSON. The allocator gives every freed block of 64 KB and more back at once,
-and huge pages are off, so resident memory is what is allocated and touched, whoever allocates it: torch, Python or C++.
-What the first step of a process leaves in Python (some 0.6 MB, whatever the size) counts as kept.
+``python bench/memory.py element`` prints JSON (``--help`` lists what else there is to measure). The allocator gives every
+freed block of 64 KB and more back at once, and huge pages are off, so resident memory is what is allocated and touched,
+whoever allocates it: torch, Python or C++. What the first SPAM step of a process leaves in Python (some 0.6 MB, whatever
+the size) counts as kept.
 """
 
 from __future__ import annotations
@@ -12,11 +13,19 @@ import ctypes
 import gc
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import ladderkern
+from ladderkern.discrepancy import (
+    DistanceTable,
+    cross_entropy_with_discrepancy,
+    linear_cross_entropy_with_discrepancy,
+    token_discrepancy_loss,
+)
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 PR_SET_THP_DISABLE = 41
@@ -75,24 +84,90 @@ def measure(shapes: list[tuple[int, int]], unit: str) -> dict[str, int]:
     for _ in range(3):
         optimizer.step()
     peak, kept = _most_allocated(), _allocated()
-    _reset_high_water()
-    torch.ones(PROBE, dtype=torch.uint8)
-    probe = _most_allocated() - _allocated()
     return {
         "params": sum(p.numel() for p in params),
         "tensors": len(shapes),
         "state": state,
         "kept_beyond_state": kept - before - state,
         "peak_beyond_state": peak - before - state,
-        "probe": probe,
+        "probe": _probe(),
+    }
+
+
+def _probe() -> int:
+    """A block of 4 MB, as the measure sees it."""
+    _reset_high_water()
+    torch.ones(PROBE, dtype=torch.uint8)
+    return _most_allocated() - _allocated()
+
+
+def _of_logits(loss: Callable[..., Any]) -> Callable[..., Any]:
+    def build(rows: int, columns: int, table: DistanceTable, dtype: torch.dtype, **_: int) -> Any:
+        logits, labels = torch.randn((rows, columns)).to(dtype).requires_grad_(), torch.randint(table.num_codes, (rows,))
+        return [logits], lambda: loss(logits, labels, table, image_start=0)
+
+    return build
+
+
+def _of_hidden(materialise: bool, trained: bool) -> Callable[..., Any]:
+    def build(rows: int, columns: int, table: DistanceTable, dtype: torch.dtype, width: int) -> Any:
+        hidden, labels = torch.randn((rows, width)).to(dtype).requires_grad_(), torch.randint(columns, (rows,))
+        head = (torch.randn((columns, width)) / width**0.5).to(dtype).requires_grad_(trained)
+        leaves = [hidden, head] if trained else [hidden]
+        if materialise:
+            return leaves, lambda: cross_entropy_with_discrepancy(hidden @ head.T, labels, table, image_start=0)
+        return leaves, lambda: linear_cross_entropy_with_discrepancy(hidden, head, labels, table, image_start=0)
+
+    return build
+
+
+LOSSES = {
+    "loss": _of_logits(token_discrepancy_loss),
+    "joint": _of_logits(cross_entropy_with_discrepancy),
+    "linear-trained": _of_hidden(materialise=False, trained=True),
+    "linear-frozen": _of_hidden(materialise=False, trained=False),
+    "materialised-trained": _of_hidden(materialise=True, trained=True),
+    "materialised-frozen": _of_hidden(materialise=True, trained=False),
+}
+
+
+def measure_loss(name: str, rows: int, columns: int, codes: int, width: int, dtype: torch.dtype) -> dict[str, int]:
+    """Bytes needed at the peak of a forward and a backward beyond the inputs and the gradients."""
+    table = DistanceTable(torch.randn((codes, 32)), storage="table")
+    build = LOSSES[name]
+    _, loss = build(min(rows, 256), columns, table, dtype, width=width)
+    loss().backward()  # code, threads and their scratch are in memory from here on
+    leaves, loss = build(rows, columns, table, dtype, width=width)
+    gc.collect()
+    before = _allocated()
+    _reset_high_water()
+    loss().backward()
+    peak = _most_allocated()
+    gradients = sum(leaf.grad.untyped_storage().nbytes() for leaf in leaves)
+    return {
+        "rows": rows,
+        "gradients": gradients,
+        "peak_beyond_gradients": peak - before - gradients,
+        "probe": _probe(),
     }
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("unit", choices=("element", "row"))
-    parser.add_argument("--shape", type=int, nargs=2, default=(2048, 2048))
-    parser.add_argument("--tensors", type=int, default=8)
-    arguments = parser.parse_args()
+    kinds = parser.add_subparsers(dest="what", required=True)
+    for unit in ("element", "row"):
+        options = kinds.add_parser(unit)
+        options.add_argument("--shape", type=int, nargs=2, default=(2048, 2048))
+        options.add_argument("--tensors", type=int, default=8)
+    for name in LOSSES:
+        options = kinds.add_parser(name)
+        for size, default in (("rows", 1024), ("columns", 8192), ("codes", 8192), ("width", 256)):
+            options.add_argument(f"--{size}", type=int, default=default)
+        options.add_argument("--dtype", type=lambda text: getattr(torch, text), default=torch.float32)
+    arguments = vars(parser.parse_args())
+    what = arguments.pop("what")
     _count_exactly()
-    print(json.dumps(measure([tuple(arguments.shape)] * arguments.tensors, arguments.unit)))
+    if what in LOSSES:
+        print(json.dumps(measure_loss(what, **arguments)))
+    else:
+        print(json.dumps(measure([tuple(arguments["shape"])] * arguments["tensors"], what)))
