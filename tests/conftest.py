@@ -1,6 +1,10 @@
 """What every folder of tests shares: which backends are in play here, and a process in a known state."""
 
+import importlib.util
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -45,3 +49,56 @@ def native():
         pytest.skip(f"native backend: {NATIVE.reason}")
     with ladderkern.backend("native"):
         yield
+
+
+@pytest.fixture(scope="session")
+def math_module():
+    """The formulas of csrc/math, callable from Python (tests/native)."""
+    built = sorted((Path(__file__).parents[1] / "build" / "tests").glob("ladderkern_math_test*.so"))
+    if not built:
+        pytest.skip("the test module is not built (LADDERKERN_BUILD_TESTS=1)")
+    spec = importlib.util.spec_from_file_location("ladderkern_math_test", built[0])
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+TIERS = {
+    "baseline": set(),
+    "avx2": {"avx2", "fma"},
+    "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq"},
+}
+
+
+@pytest.fixture(params=list(TIERS))
+def tier(request, native):
+    """Each tier that this CPU can run, by name."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    flags = set(next((line for line in lines if line.startswith("flags")), "").split())
+    if TIERS[request.param] - flags:
+        pytest.skip(f"this CPU lacks {', '.join(sorted(TIERS[request.param] - flags))}")
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def fingerprint_of_tier(request):
+    """(tier in use, what the test file's ``fingerprint()`` returns) in a fresh process, run once for each tier."""
+    known = {}
+
+    def run(tier):
+        if tier not in known:
+            command = f"""
+import runpy
+from ladderkern.runtime.library import NATIVE
+assert NATIVE.loaded, NATIVE.reason
+print(NATIVE.tier, runpy.run_path({str(request.path)!r})["fingerprint"]())
+"""
+            environment = {k: v for k, v in os.environ.items() if k not in ("LADDERKERN_CPU_ISA", "LADDERKERN_BACKEND")}
+            environment |= {"OMP_NUM_THREADS": "1", **({"LADDERKERN_CPU_ISA": tier} if tier else {})}
+            done = subprocess.run([sys.executable, "-c", command], env=environment, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            known[tier] = done.stdout.split()
+        return known[tier]
+
+    return run

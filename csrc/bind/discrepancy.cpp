@@ -10,26 +10,12 @@
 #include <vector>
 
 #include "../cpu/discrepancy.h"
+#include "dtype.h"
 
 namespace {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-lk::DType dtype_of(const Tensor& t, const char* name) {
-    switch (t.scalar_type()) {
-    case ScalarType::Float:
-        return lk::DType::kFloat;
-    case ScalarType::BFloat16:
-        return lk::DType::kBFloat16;
-    case ScalarType::Half:
-        return lk::DType::kHalf;
-    case ScalarType::Double:
-        return lk::DType::kDouble;
-    default:
-        STD_TORCH_CHECK(false, name, " must be float32, bfloat16, float16 or float64");
-    }
-}
 
 // The keywords that all four ops share.
 struct Common {
@@ -49,7 +35,7 @@ struct Call {
         c.rows = logits.size(0), c.columns = logits.size(1);
         STD_TORCH_CHECK(c.columns <= 1 || logits.stride(1) == 1, "logits must have stride 1 along the vocabulary, got ",
                         logits.stride(1));
-        c.logits_type = dtype_of(logits, "logits");
+        c.logits_type = lk::dtype_of(logits.scalar_type(), "logits");
         row_type = c.logits_type == lk::DType::kDouble ? ScalarType::Double : ScalarType::Float;
         c.logits = static_cast<const char*>(logits.const_data_ptr());
         c.row_stride = logits.stride(0);
@@ -73,7 +59,7 @@ struct Call {
         if (c.metric == lk::DistanceMetric::kTable) {
             STD_TORCH_CHECK(c.codes == c.dimension, "table must be square for metric 0, got [", c.codes, ", ", c.dimension,
                             "]");
-            c.distances_type = dtype_of(table, "table");
+            c.distances_type = lk::dtype_of(table.scalar_type(), "table");
             c.distances = static_cast<const char*>(table.const_data_ptr());
         } else {
             STD_TORCH_CHECK(table.scalar_type() == ScalarType::Float, "table must be a float32 codebook for metric ",

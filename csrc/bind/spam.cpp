@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "../cpu/spam.h"
+#include "dtype.h"
 
 namespace {
 
@@ -40,21 +41,6 @@ struct View {
     bool same_shape(const View& other) const { return ndim == other.ndim && std::equal(sizes, sizes + ndim, other.sizes); }
     bool same_strides(const View& other) const { return std::equal(strides, strides + ndim, other.strides); }
 };
-
-lk::DType dtype_of(ScalarType type, const char* name, size_t i) {
-    switch (type) {
-    case ScalarType::Float:
-        return lk::DType::kFloat;
-    case ScalarType::BFloat16:
-        return lk::DType::kBFloat16;
-    case ScalarType::Half:
-        return lk::DType::kHalf;
-    case ScalarType::Double:
-        return lk::DType::kDouble;
-    default:
-        STD_TORCH_CHECK(false, name, "[", i, "] must be float32, bfloat16, float16 or float64");
-    }
-}
 
 double number(const Tensor& t, const char* name) {
     STD_TORCH_CHECK(t.numel() == 1 && t.is_cpu(), name, " must hold one number on the CPU");
@@ -132,10 +118,10 @@ void check_one(size_t i, const View& p, const View& g, const View& m, const View
 lk::SpamTask make_task(const View& p, const View& g, const View& m, const View& v, const lk::SpamHyper& h, float step,
                        size_t i) {
     lk::SpamTask task{};
-    task.p = {p.data, dtype_of(p.type, "params", i), p.contiguous ? nullptr : p.strides};
-    task.g = {g.data, dtype_of(g.type, "grads", i), g.contiguous ? nullptr : g.strides};
+    task.p = {p.data, lk::dtype_of(p.type, "params[", i, "]"), p.contiguous ? nullptr : p.strides};
+    task.g = {g.data, lk::dtype_of(g.type, "grads[", i, "]"), g.contiguous ? nullptr : g.strides};
     task.m = m.data, task.v = v.data;
-    task.moments = dtype_of(m.type, "exp_avgs", i);
+    task.moments = lk::dtype_of(m.type, "exp_avgs[", i, "]");
     task.kind = m.same_shape(p) ? lk::SpamKind::kDense : h.row_mask ? lk::SpamKind::kRow : lk::SpamKind::kElement;
     task.numel = p.numel;
     task.row_length = p.ndim && p.sizes[0] ? p.numel / p.sizes[0] : p.numel;
