@@ -42,7 +42,7 @@ help:  ## show this text
 	@echo
 	@echo "Installs into PYTHON=<interpreter> where given, else the active environment, else .venv (made here): $(PY)"
 
-demo: $(STAMPS)/demo  ## train a small model with SPAM and show what it does; QUICK=1 for the short form
+demo: $(STAMPS)/demo  ## train small models with SPAM and with the joint loss and show what they do; QUICK=1 for the short form
 	$(PY) -m ladderkern demo $(if $(QUICK),--quick)
 
 # Two processes, because Triton decides at import whether kernels run in the interpreter. Both run, then either may fail.

@@ -13,7 +13,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands.add_parser("info", help="versions, backends and their status")
     from . import demo
 
-    demo.add_arguments(commands.add_parser("demo", help="train a small language model through gradient spikes"))
+    what = "train small models: SPAM against AdamW, the joint loss against cross-entropy"
+    demo.add_arguments(commands.add_parser("demo", help=what))
     arguments = parser.parse_args(argv)
     if arguments.command == "demo":
         return demo.run(arguments)

@@ -1,4 +1,4 @@
-"""``python -m ladderkern demo``: what gradient spikes do to AdamW, and what SPAM does about them."""
+"""``python -m ladderkern demo``: what gradient spikes do to AdamW, and what SPAM does about them; then the images part."""
 
 from __future__ import annotations
 
@@ -25,25 +25,44 @@ BEST_LR = {
     "SPAM, 1/4 by row": 4e-3,
 }
 YARDSTICK = "AdamW, no spikes"
+PARTS = ("spam", "images")
 _NEEDED = ("transformers", "matplotlib", "tqdm")
+_NEEDED_BY_IMAGES = ("gymnasium", "pygame")  # of one extra: gymnasium[toy-text]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""
     parser.add_argument("--quick", action="store_true", help="fewer steps: shows how it works, compares little")
+    parser.add_argument("--only", choices=PARTS, help="run one part of the two")
     parser.add_argument("--seed", type=int, default=0, help="of weights, data order, spikes and masks (default 0)")
     parser.add_argument("--output", type=Path, default=Path("demo"), metavar="DIR", help="where to write (default demo)")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; returns the exit code: 1 when something it needs is not installed."""
+    parts = PARTS if arguments.only is None else (arguments.only,)
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if "images" in parts and any(importlib.util.find_spec(name) is None for name in _NEEDED_BY_IMAGES):
+        missing.append("gymnasium[toy-text]")
     if missing:
-        print(f"The demo needs {' and '.join(missing)}: pip install {' '.join(missing)}", file=sys.stderr)
+        wanted = " ".join(f"'{name}'" if "[" in name else name for name in missing)
+        print(f"The demo needs {' and '.join(missing)}: pip install {wanted}", file=sys.stderr)
         return 1
-    if importlib.util.find_spec("pydoc_data") is None:
+    if "spam" in parts and importlib.util.find_spec("pydoc_data") is None:
         print("The demo trains on pydoc_data.topics, which this Python was built without.", file=sys.stderr)
         return 1
+    if "spam" in parts:
+        run_spam(arguments)
+    if "images" in parts:
+        from . import demo_images
+
+        print(end="\n\n" if len(parts) > 1 else "")
+        demo_images.run(arguments)
+    return 0
+
+
+def run_spam(arguments: argparse.Namespace) -> None:
+    """The first part: train with every optimizer, print the table, write ``spam.csv`` and ``spam.png``."""
     from . import demo_report as report
     from .demo_training import FULL, QUICK, Plan
 
@@ -58,7 +77,6 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"\n{report.table(runs)}\n\n{report.reading_guide(runs, plan, quick=arguments.quick)}")
     print(f"\nWritten: {arguments.output / 'spam.csv'}, {arguments.output / 'spam.png'}  ", end="")
     print(f"({time.perf_counter() - start:.0f} s in all)")
-    return 0
 
 
 def introduction(plan: Plan, output: Path) -> str:

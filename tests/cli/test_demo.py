@@ -39,7 +39,7 @@ def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo") / "new" / "folder"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo_training, "QUICK", TINY)
-        assert main(["demo", "--quick", "--seed", "3", "--output", str(folder)]) == 0
+        assert main(["demo", "--only", "spam", "--quick", "--seed", "3", "--output", str(folder)]) == 0
     return folder
 
 
@@ -141,7 +141,7 @@ def test_the_kept_sweep_is_of_this_setting_and_of_another_seed():
 
 def test_a_missing_package_is_one_line_and_exit_code_1(monkeypatch, capsys):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tqdm" else "found")
-    arguments = argparse.Namespace(quick=True, seed=0, output=Path("unused"))
+    arguments = argparse.Namespace(quick=True, only=None, seed=0, output=Path("unused"))
     assert demo.run(arguments) == 1
     out, err = capsys.readouterr()
     assert out == ""
