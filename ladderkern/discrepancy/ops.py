@@ -236,7 +236,7 @@ def _differentiable(forward: library.Op, backward: library.Op, differentiable_ou
             return gradient(*grads[:differentiable_outputs], *ctx.saved_tensors, **ctx.options), None, None
 
         suffix = "" if name == "default" else f".{name}"
-        register = partial(torch.library.register_autograd, lib=library._library)
+        register = partial(torch.library.register_autograd, lib=library.LIBRARY)
         register(f"{library.NAMESPACE}::{forward.name}{suffix}", backward_of, setup_context=setup_context)
         register(f"{library.NAMESPACE}::{backward.name}{suffix}", second_derivative)
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 NAMESPACE = "ladderkern"
-_library = torch.library.Library(NAMESPACE, "DEF")
+LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ def define(name: str, schema: str, *, reference: Callable[..., Any], fake: Calla
         return getattr(importlib.import_module(module), function)(*args, **kwargs)
 
     for overload, implementation in (("", reference), (".reference", reference), (".triton", launch)):
-        _library.define(f"{name}{overload}{schema}")
-        _library.impl(f"{name}{overload}", implementation, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"{NAMESPACE}::{name}{overload}", fake, lib=_library)
+        LIBRARY.define(f"{name}{overload}{schema}")
+        LIBRARY.impl(f"{name}{overload}", implementation, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"{NAMESPACE}::{name}{overload}", fake, lib=LIBRARY)
     if importlib.util.find_spec("triton") is not None:
-        _library.impl(name, launch, "CUDA")  # also ROCm, whose dispatch key is the same
+        LIBRARY.impl(name, launch, "CUDA")  # also ROCm, whose dispatch key is the same
     packet = getattr(getattr(torch.ops, NAMESPACE), name)
     OPS[name] = Op(name, packet.default, packet.reference, packet.triton, ("native", "triton", "reference"))
     return OPS[name]
@@ -59,8 +59,8 @@ def define(name: str, schema: str, *, reference: Callable[..., Any], fake: Calla
 
 def define_composite(name: str, schema: str, implementation: Callable[..., Any]) -> Op:
     """Register an op that decomposes into differentiable PyTorch on every device."""
-    _library.define(f"{name}{schema}")
-    _library.impl(name, implementation, "CompositeImplicitAutograd")
+    LIBRARY.define(f"{name}{schema}")
+    LIBRARY.impl(name, implementation, "CompositeImplicitAutograd")
     default = getattr(getattr(torch.ops, NAMESPACE), name).default
     OPS[name] = Op(name, default, default, None, ("reference",))
     return OPS[name]
