@@ -63,6 +63,14 @@ def math_module():
     return module
 
 
+@pytest.fixture
+def thread_count():
+    """Sets the number of threads, until the test ends."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
 TIERS = {
     "baseline": set(),
     "avx2": {"avx2", "fma"},

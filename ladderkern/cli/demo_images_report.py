@@ -12,6 +12,7 @@ from torch import Tensor
 from ..runtime.backend import explain
 from .demo_frozen_lake import GRID, MOVES, PATCH, TOKENS, Plan
 from .demo_images_training import Run
+from .demo_report import text_table
 
 _HEADER = ("loss", "tokens right", "of changed tokens", "pictures right", "distance of wrong tokens", "of all tokens", "step")
 
@@ -30,12 +31,7 @@ def table(runs: list[Run]) -> str:
         )
         for run in runs
     ]
-    widths = [max(len(row[i]) for row in (_HEADER, *rows)) for i in range(len(_HEADER))]
-    lines = [
-        "  ".join((row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))))
-        for row in (_HEADER, tuple("─" * w for w in widths), *rows)
-    ]
-    return "\n".join(lines)
+    return text_table(_HEADER, rows)
 
 
 def reading_guide(plan: Plan, *, quick: bool) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,23 @@ _COLOURS = ("#888888", "#d62728", "#ff9f1c", "#1f4fd8", "#2a9d5c", "#8e44ad")
 _HEADER = ("optimizer", "held-out loss", "lr", "optimizer step", "optimizer state")
 
 
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Rows under a ruled header, the first column to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    lines = [
+        "  ".join((row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))))
+        for row in (header, tuple("─" * w for w in widths), *rows)
+    ]
+    return "\n".join(lines)
+
+
 def table(runs: list[Run]) -> str:
     """The results, one run a line."""
     rows = [
         (run.name, f"{run.held_out:.4f}", f"{run.lr:g}", f"{run.optimizer_ms:.2f} ms", f"{run.state_bytes:,} bytes")
         for run in runs
     ]
-    widths = [max(len(row[i]) for row in (_HEADER, *rows)) for i in range(len(_HEADER))]
-    lines = [
-        "  ".join((row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))))
-        for row in (_HEADER, tuple("─" * w for w in widths), *rows)
-    ]
-    return "\n".join(lines)
+    return text_table(_HEADER, rows)
 
 
 def reading_guide(runs: list[Run], plan: Plan, *, quick: bool) -> str:

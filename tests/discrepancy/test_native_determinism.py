@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 
-import pytest
 import torch
 
 from ladderkern.discrepancy import ops
@@ -46,13 +45,6 @@ def fingerprint():
         for t in results(*case):
             digest.update(t.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-@pytest.fixture
-def thread_count():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
 
 
 def test_results_do_not_depend_on_the_number_of_threads(native, thread_count):

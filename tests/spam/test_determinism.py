@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 
-import pytest
 import torch
 
 import ladderkern
@@ -34,13 +33,6 @@ def fingerprint(kinds=KINDS, shapes=SHAPES, steps=5):
                     for t in (p.detach(), optimizer.state[p]["exp_avg"], optimizer.state[p]["exp_avg_sq"]):
                         digest.update(t.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-@pytest.fixture
-def thread_count():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
 
 
 def test_results_do_not_depend_on_the_number_of_threads(backend, thread_count):
