@@ -13,32 +13,34 @@ namespace {
 
 // --------------------------------------------------------------------------------------------------------- the update
 
-template <class T, SpamClip Clip, bool Restart>
-inline void update_as(T* __restrict p, const T* __restrict g, T* __restrict m, T* __restrict v, int n,
+// E is the type of p and g in memory: the arithmetic's, T, or one that registers widen to it.
+template <class T, SpamClip Clip, bool Restart, class E>
+inline void update_as(E* __restrict p, const E* __restrict g, T* __restrict m, T* __restrict v, int n,
                       const SpamScalars<T>& scalars) {
     const SpamScalars<T> s = scalars;
     for (int i = 0; i < n; ++i) {
-        T mi = Restart ? T(0) : m[i], vi = Restart ? T(0) : v[i];
-        spam_element<Clip>(p[i], g[i], mi, vi, s);
+        T pi = widen(p[i]), mi = Restart ? T(0) : m[i], vi = Restart ? T(0) : v[i];
+        spam_element<Clip>(pi, T(widen(g[i])), mi, vi, s);
+        narrow(pi, p[i]);
         m[i] = mi;
         v[i] = vi;
     }
 }
 
 // Spikes are rare, and cutting them costs a second square root an element: only the runs that hold one pay for it.
-template <class T, SpamClip Clip, bool Restart>
-inline void update_run(T* p, const T* g, T* m, T* v, int n, const SpamScalars<T>& s) {
+template <class T, SpamClip Clip, bool Restart, class E>
+inline void update_run(E* p, const E* g, T* m, T* v, int n, const SpamScalars<T>& s) {
     uint32_t spikes = 0;
     for (int i = 0; i < n; ++i)
-        spikes |= uint32_t(is_spike<Clip>(g[i], Restart ? T(0) : v[i], s));
+        spikes |= uint32_t(is_spike<Clip>(T(widen(g[i])), Restart ? T(0) : v[i], s));
     if (__builtin_expect(spikes != 0, 0))
         update_as<T, Clip, Restart>(p, g, m, v, n, s);
     else
         update_as<T, SpamClip::kNone, Restart>(p, g, m, v, n, s);
 }
 
-template <class T, SpamClip Clip, bool Restart>
-void update_watching(T* p, const T* g, T* m, T* v, int n, const SpamScalars<T>& scalars) {
+template <class T, SpamClip Clip, bool Restart, class E>
+void update_watching(E* p, const E* g, T* m, T* v, int n, const SpamScalars<T>& scalars) {
     constexpr int kRun = 64;
     const SpamScalars<T> s = scalars;
     int start = 0;
@@ -47,9 +49,9 @@ void update_watching(T* p, const T* g, T* m, T* v, int n, const SpamScalars<T>& 
     update_run<T, Clip, Restart>(p + start, g + start, m + start, v + start, n - start, s);
 }
 
-template <class T, bool Restart>
-void update_clipped(const SpamTask& task, T* p, const T* g, T* m, T* v, int n, const SpamScalars<T>& s) {
-    switch (task.clip) {
+template <class T, bool Restart, class E>
+void update_clipped(SpamClip clip, E* p, const E* g, T* m, T* v, int n, const SpamScalars<T>& s) {
+    switch (clip) {
     case SpamClip::kNone:
         return update_as<T, SpamClip::kNone, Restart>(p, g, m, v, n, s);
     case SpamClip::kPass:
@@ -66,6 +68,13 @@ template <class T> const SpamScalars<T>& scalars_of(const SpamTask& task) {
         return task.f;
 }
 
+template <class T, class E> void update_direct(const SpamTask& task, E* p, const E* g, T* m, T* v, int n) {
+    if (task.restart)
+        update_clipped<T, true>(task.clip, p, g, m, v, n, scalars_of<T>(task));
+    else
+        update_clipped<T, false>(task.clip, p, g, m, v, n, scalars_of<T>(task));
+}
+
 // n elements whose p and g are given, with the moments from m_start; noise (bfloat16 moments) has a word an element.
 template <class T> void update(const SpamTask& task, T* p, const T* g, int64_t m_start, int n, const uint32_t* noise) {
     T m_buffer[kBlock], v_buffer[kBlock];
@@ -76,10 +85,7 @@ template <class T> void update(const SpamTask& task, T* p, const T* g, int64_t m
         load<T>(task.m, task.moments, {m_start, nullptr}, n, m);
         load<T>(task.v, task.moments, {m_start, nullptr}, n, v);
     }
-    if (task.restart)
-        update_clipped<T, true>(task, p, g, m, v, n, scalars_of<T>(task));
-    else
-        update_clipped<T, false>(task, p, g, m, v, n, scalars_of<T>(task));
+    update_direct<T>(task, p, g, m, v, n);
     if (direct)
         return;
     if (!noise) {
@@ -140,6 +146,28 @@ template <class T> void dense_block(const SpamTask& task, const SpamCall& call, 
     p.write_back();
 }
 
+// Any number of them whose p and g are of type E, from memory to memory in one go. Returns whether it could: nothing may need
+// a buffer.
+template <class T, class E>
+bool straight_run(const SpamTask& task, const SpamCall& call, DType type, int64_t start, int64_t m_start, int64_t n) {
+    const auto fits = [&](const SpamTensor& t) { return !t.strides && t.dtype == type; };
+    if (!fits(task.p) || !fits(task.g) || task.moments != dtype_of<T>() || call.unscale)
+        return false;
+    update_direct<T>(task, reinterpret_cast<E*>(task.p.data) + start, reinterpret_cast<const E*>(task.g.data) + start,
+                     reinterpret_cast<T*>(task.m) + m_start, reinterpret_cast<T*>(task.v) + m_start, int(n));
+    return true;
+}
+
+template <class T> void dense_run(const SpamTask& task, const SpamCall& call, int64_t start, int64_t m_start, int64_t n) {
+    if (straight_run<T, T>(task, call, dtype_of<T>(), start, m_start, n))
+        return;
+    if constexpr (sizeof(T) == sizeof(float))
+        if (straight_run<T, bf16>(task, call, DType::kBFloat16, start, m_start, n))
+            return;
+    for (int64_t done = 0; done < n; done += kBlock)
+        dense_block<T>(task, call, start + done, m_start + done, int(n - done < kBlock ? n - done : kBlock));
+}
+
 // n elements that no moment belongs to: decay, and the unscaling of their gradients.
 template <class T> void undrawn_block(const SpamTask& task, const SpamCall& call, int64_t start, int n) {
     T buffer[kBlock];
@@ -155,8 +183,7 @@ template <class T> void undrawn_block(const SpamTask& task, const SpamCall& call
 // ----------------------------------------------------------------------------------------------------- walks of a chunk
 
 template <class T> void walk_dense(const SpamTask& task, const SpamCall& call, int64_t begin, int64_t end) {
-    for (int64_t start = begin; start < end; start += kBlock)
-        dense_block<T>(task, call, start, start, int(end - start < kBlock ? end - start : kBlock));
+    dense_run<T>(task, call, begin, begin, end - begin);
 }
 
 #ifdef LK_VECTOR
@@ -256,13 +283,10 @@ template <class T> void walk_rows(const SpamTask& task, const SpamCall& call, in
         const bool drawn = bits >> in_stratum & 1u;
         const int64_t slot = stratum * call.hyper.chosen + __builtin_popcount(bits & ((1u << in_stratum) - 1));
         const bool idle = !drawn && !call.unscale && scalars_of<T>(task).decay == T(1);
-        for (int64_t done = 0; done < left && !idle; done += kBlock) {
-            const int n = int(left - done < kBlock ? left - done : kBlock);
-            if (drawn)
-                dense_block<T>(task, call, start + done, slot * task.row_length + column + done, n);
-            else
-                undrawn_block<T>(task, call, start + done, n);
-        }
+        if (drawn)
+            dense_run<T>(task, call, start, slot * task.row_length + column, left);
+        for (int64_t done = 0; done < left && !drawn && !idle; done += kBlock)
+            undrawn_block<T>(task, call, start + done, int(left - done < kBlock ? left - done : kBlock));
         start += left;
     }
 }

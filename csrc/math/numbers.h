@@ -41,6 +41,7 @@ LK_FN float widen(f16 x) {
 
 // Round to nearest, ties to even; NaN stays NaN.
 LK_FN void narrow(float x, float& out) { out = x; }
+LK_FN void narrow(double x, double& out) { out = x; }
 LK_FN void narrow(float x, bf16& out) {
     const uint32_t bits = bits_of(x);
     const uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
