@@ -4,23 +4,26 @@
 #include <string>
 
 #include "discrepancy.h"
+#include "norm.h"
+#include "prm.h"
 #include "spam.h"
 
 namespace lk {
 
-namespace baseline {
-void spam_run(const SpamCall&, int64_t, int64_t);
-void discrepancy_run(const DiscrepancyCall&, DiscrepancyScratch&, int64_t, int64_t);
-} // namespace baseline
+// The entries of a tier, and its row in the table below.
+#define LK_DECLARE_TIER(isa)                                                                                                   \
+    namespace isa {                                                                                                            \
+    void spam_run(const SpamCall&, int64_t, int64_t);                                                                          \
+    void discrepancy_run(const DiscrepancyCall&, DiscrepancyScratch&, int64_t, int64_t);                                       \
+    void norm_run(const NormCall&, NormStage, NormScratch&, int64_t, int64_t);                                                 \
+    void prm_run(const PrmCall&, int64_t, int64_t);                                                                            \
+    }
+#define LK_TIER(isa, present) {#isa, present, isa::spam_run, isa::discrepancy_run, isa::norm_run, isa::prm_run}
+
+LK_DECLARE_TIER(baseline)
 #ifdef LK_X86_TIERS
-namespace avx2 {
-void spam_run(const SpamCall&, int64_t, int64_t);
-void discrepancy_run(const DiscrepancyCall&, DiscrepancyScratch&, int64_t, int64_t);
-} // namespace avx2
-namespace avx512 {
-void spam_run(const SpamCall&, int64_t, int64_t);
-void discrepancy_run(const DiscrepancyCall&, DiscrepancyScratch&, int64_t, int64_t);
-} // namespace avx512
+LK_DECLARE_TIER(avx2)
+LK_DECLARE_TIER(avx512)
 #endif
 
 namespace {
@@ -28,23 +31,25 @@ namespace {
 struct Tier {
     const char* name;
     bool present;
-    SpamRun spam;
-    DiscrepancyRun discrepancy;
+    SpamRun spam = nullptr;
+    DiscrepancyRun discrepancy = nullptr;
+    NormRun norm = nullptr;
+    PrmRun prm = nullptr;
 };
 
 Tier choose() {
     Tier tiers[] = {
 #ifdef LK_X86_TIERS
-        {"avx512", bool(__builtin_cpu_supports("x86-64-v4")), avx512::spam_run, avx512::discrepancy_run},
-        {"avx2", bool(__builtin_cpu_supports("x86-64-v3")), avx2::spam_run, avx2::discrepancy_run},
+        LK_TIER(avx512, bool(__builtin_cpu_supports("x86-64-v4"))),
+        LK_TIER(avx2, bool(__builtin_cpu_supports("x86-64-v3"))),
 #endif
-        {"baseline", true, baseline::spam_run, baseline::discrepancy_run},
+        LK_TIER(baseline, true),
     };
     const char* forced = std::getenv("LADDERKERN_CPU_ISA");
     for (const Tier& tier : tiers)
         if (forced && *forced ? tier.name == std::string(forced) : tier.present)
             return tier;
-    return {forced, false, nullptr, nullptr};
+    return {forced, false};
 }
 
 const Tier& tier() {
@@ -64,6 +69,8 @@ const Tier& present_tier() {
 
 SpamRun spam_run() { return present_tier().spam; }
 DiscrepancyRun discrepancy_run() { return present_tier().discrepancy; }
+NormRun norm_run() { return present_tier().norm; }
+PrmRun prm_run() { return present_tier().prm; }
 
 } // namespace lk
 

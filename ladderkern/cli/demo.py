@@ -1,4 +1,4 @@
-"""``python -m ladderkern demo``: what gradient spikes do to AdamW, and what SPAM does about them; then the images part."""
+"""``python -m ladderkern demo``: what gradient spikes do to AdamW, and what SPAM does about them; then the other parts."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ BEST_LR = {
     "SPAM, 1/4 by row": 4e-3,
 }
 YARDSTICK = "AdamW, no spikes"
-PARTS = ("spam", "images")
-_NEEDED = ("transformers", "matplotlib", "tqdm")
+PARTS = ("spam", "images", "prm")
+_NEEDED = ("transformers", "matplotlib", "tqdm")  # by what trains; the PRM part only draws
 _NEEDED_BY_IMAGES = ("gymnasium", "pygame")  # of one extra: gymnasium[toy-text]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""
     parser.add_argument("--quick", action="store_true", help="fewer steps: shows how it works, compares little")
-    parser.add_argument("--only", choices=PARTS, help="run one part of the two")
+    parser.add_argument("--only", choices=PARTS, help="run one part of the three")
     parser.add_argument("--seed", type=int, default=0, help="of weights, data order, spikes and masks (default 0)")
     parser.add_argument("--output", type=Path, default=Path("demo"), metavar="DIR", help="where to write (default demo)")
 
@@ -41,7 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; returns the exit code: 1 when something it needs is not installed."""
     parts = PARTS if arguments.only is None else (arguments.only,)
-    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    needed = ("matplotlib",) if parts == ("prm",) else _NEEDED
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if "images" in parts and any(importlib.util.find_spec(name) is None for name in _NEEDED_BY_IMAGES):
         missing.append("gymnasium[toy-text]")
     if missing:
@@ -58,6 +59,11 @@ def run(arguments: argparse.Namespace) -> int:
 
         print(end="\n\n" if len(parts) > 1 else "")
         demo_images.run(arguments)
+    if "prm" in parts:
+        from . import demo_prm
+
+        print(end="\n\n" if len(parts) > 1 else "")
+        demo_prm.run(arguments)
     return 0
 
 

@@ -13,8 +13,9 @@ import importlib.util
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -64,6 +65,47 @@ def define_composite(name: str, schema: str, implementation: Callable[..., Any])
     default = getattr(getattr(torch.ops, NAMESPACE), name).default
     OPS[name] = Op(name, default, default, None, ("reference",))
     return OPS[name]
+
+
+def raise_on_double_backward(name: str) -> NoReturn:
+    """What stands where a second derivative would: silence would mean zero."""
+    raise RuntimeError(
+        f"{name} is differentiable once: its second derivative is not implemented (for a gradient penalty, write it in plain "
+        "PyTorch, as the reference module beside the op does)"
+    )
+
+
+def differentiable(forward: Op, backward: Op, count: int, saved: slice) -> None:
+    """Tie each overload of ``forward`` to the same overload of ``backward``, whose own derivative is an error.
+
+    The first ``count`` outputs are differentiable, in the first input alone. The backward op takes their gradients, the inputs,
+    the outputs that ``saved`` picks, and the keywords.
+    """
+
+    def setup_context(ctx: Any, inputs: Any, keyword_only_inputs: Any, output: Any) -> None:
+        ctx.mark_non_differentiable(*output[count:])
+        ctx.save_for_backward(*inputs, *output[saved])
+        ctx.options = keyword_only_inputs
+        ctx.others = (None,) * (len(inputs) - 1)
+
+    def backward_of(op: Any, ctx: Any, *grads: Any) -> Any:
+        return op(*grads[:count], *ctx.saved_tensors, **ctx.options), *ctx.others
+
+    differentiable_by(backward_of, forward, backward, setup_context)
+
+
+def differentiable_by(formula: Callable[..., Any], forward: Op, backward: Op, setup_context: Callable[..., Any]) -> None:
+    """:func:`differentiable` for any other signature: ``formula(backward's overload, ctx, *grads)`` gives the gradients."""
+
+    def second_derivative(ctx: Any, *grads: Any) -> NoReturn:
+        raise_on_double_backward(forward.name)
+
+    register = partial(torch.library.register_autograd, lib=LIBRARY)
+    for name in ("default", "reference", "triton"):
+        suffix = "" if name == "default" else f".{name}"
+        gradient = partial(formula, getattr(backward, name))
+        register(f"{NAMESPACE}::{forward.name}{suffix}", gradient, setup_context=setup_context)
+        register(f"{NAMESPACE}::{backward.name}{suffix}", second_derivative)
 
 
 @dataclass(frozen=True)

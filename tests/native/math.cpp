@@ -1,11 +1,13 @@
-// The scalar formulas of csrc/math, callable from Python: tests/spam/test_math.py and tests/discrepancy/test_native_exp.py
-// hold them against reference.py, torch and NumPy.
+// The scalar formulas of csrc/math, callable from Python: tests/spam/test_math.py, tests/discrepancy/test_native_exp.py and
+// tests/prm/test_native_log.py hold them against reference.py, torch and NumPy.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
 #include "math/exp.h"
+#include "math/log.h"
 #include "math/numbers.h"
 #include "math/philox.h"
+#include "math/prm.h"
 #include "math/spam.h"
 
 namespace py = pybind11;
@@ -46,6 +48,16 @@ PYBIND11_MODULE(ladderkern_math_test, m) {
     m.def("round_stochastically",
           py::vectorize([](float x, uint32_t noise) { return lk::round_stochastically(x, noise).bits; }));
     m.def("philox", &philox);
-    m.def("exp_float", py::vectorize(lk::exp_nonpositive<float>));
-    m.def("exp_double", py::vectorize(lk::exp_nonpositive<double>));
+    m.def("exp_float", py::vectorize(lk::exp_bounded<float>));
+    m.def("exp_double", py::vectorize(lk::exp_bounded<double>));
+    m.def("log1p_float", py::vectorize(lk::log1p_unit<float>));
+    m.def("log1p_double", py::vectorize(lk::log1p_unit<double>));
+    m.def("log_float", py::vectorize(lk::log_finite<float>));
+    m.def("log_double", py::vectorize(lk::log_finite<double>));
+    m.def("prob_float", py::vectorize([](float z) { return lk::score_of_margin(z).prob; }));
+    m.def("prob_double", py::vectorize([](double z) { return lk::score_of_margin(z).prob; }));
+    m.def("log_prob_float", py::vectorize([](float z) { return lk::score_of_margin(z).log_prob; }));
+    m.def("log_prob_double", py::vectorize([](double z) { return lk::score_of_margin(z).log_prob; }));
+    m.def("wrong_prob_float", py::vectorize(lk::wrong_prob<float>));
+    m.def("wrong_prob_double", py::vectorize(lk::wrong_prob<double>));
 }

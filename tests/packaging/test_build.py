@@ -136,6 +136,7 @@ def test_pure_wheel_fits_every_platform_and_holds_no_library(source_tree, tmp_pa
     assert name == f"ladderkern-{ladderkern.__version__}-py3-none-any.whl"
     assert "ladderkern/__init__.py" in files
     assert "ladderkern/py.typed" in files
+    assert {"NOTICE", "processbench_math.npz"} <= {name.removeprefix("ladderkern/prm/data/") for name in files}
     assert [name for name in files if name.endswith(".so")] == []
 
 
