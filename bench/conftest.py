@@ -29,6 +29,7 @@ UNCHECKED = os.environ.get("LADDERKERN_BENCH_UNCHECKED", "0") not in ("", "0")
 QUICK_TESTS = {
     "spam": ("published", "optimizer", "masks", "determinism"),
     "discrepancy": ("published", "loss", "joint", "linear", "reductions", "native_determinism"),
+    "ladder": ("reference", "norm", "ops", "stack", "comm"),
 }
 GATES = {feature: tuple(f"tests/{feature}/test_{name}.py" for name in names) for feature, names in QUICK_TESTS.items()}
 PEER_PACKAGES = ("pytorch_optimizer", "pytest-benchmark")
@@ -168,7 +169,9 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     verdicts = [row.verdict for row in rows]
     terminalreporter.write_line(f"\n{verdicts.count('met')} targets met, {verdicts.count('missed')} missed")
     terminalreporter.write_line("control: one peer built twice, so 1 but for noise and the place of its memory")
-    terminalreporter.write_line("of limit: least traffic at the bandwidth of a plain loop (stream.c), over time taken")
+    terminalreporter.write_line(
+        "of limit: least traffic at the bandwidth of a plain loop (stream.c, norm_stream.c), over time taken"
+    )
     if config.option.csv:
         harness.write_csv(config.option.csv, rows, machine())
         terminalreporter.write_line(f"written: {config.option.csv}")

@@ -220,7 +220,7 @@ class PlainLoop:
     def __init__(self, params: list[Tensor]) -> None:
         moments = [[torch.zeros_like(p) for p in params] for _ in range(2)]
         self.lists = [params, [p.grad for p in params], *moments]
-        self.library = _stream_library()
+        self.library = compiled_loop("stream")
         pointers = ctypes.c_void_p * len(params)
         self.arguments = [pointers(*(t.data_ptr() for t in tensors)) for tensors in self.lists]
         self.numel = (ctypes.c_int64 * len(params))(*(p.numel() for p in params))
@@ -237,10 +237,11 @@ class PlainLoop:
 
 
 @functools.cache
-def _stream_library() -> ctypes.CDLL:
-    source = Path(__file__).with_name("stream.c")
+def compiled_loop(name: str) -> ctypes.CDLL:
+    """``<name>.c`` of this folder, compiled for this machine."""
+    source = Path(__file__).with_name(f"{name}.c")
     with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "stream.so"
+        target = Path(folder) / f"{name}.so"
         compiler = [os.environ.get("CXX", "g++"), "-x", "c", "-std=gnu11", "-O3", "-march=native"]
         subprocess.run([*compiler, "-shared", "-fPIC", "-pthread", str(source), "-o", str(target)], check=True)
         return ctypes.CDLL(str(target))

@@ -2,7 +2,7 @@
 
 __version__ = "0.1.0"
 
-from . import discrepancy, spam
+from . import discrepancy, ladder, prm, spam
 from .discrepancy import (
     DistanceTable,
     TokenDiscrepancyLoss,
@@ -10,6 +10,7 @@ from .discrepancy import (
     linear_cross_entropy_with_discrepancy,
     token_discrepancy_loss,
 )
+from .ladder import add_rms_norm, rms_norm
 from .runtime.backend import BackendUnavailable, backend, explain
 from .runtime.info import info
 from .spam import SPAM
@@ -20,12 +21,16 @@ __all__ = [
     "DistanceTable",
     "TokenDiscrepancyLoss",
     "__version__",
+    "add_rms_norm",
     "backend",
     "cross_entropy_with_discrepancy",
     "discrepancy",
     "explain",
     "info",
+    "ladder",
     "linear_cross_entropy_with_discrepancy",
+    "prm",
+    "rms_norm",
     "spam",
     "token_discrepancy_loss",
 ]

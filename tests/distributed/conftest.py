@@ -86,7 +86,7 @@ class Launcher:
             pytest.fail.Exception: with the traceback of every rank that did not return.
         """
         if world_size not in self.ranks:
-            self.ranks[world_size] = self._start(world_size)
+            self.ranks[world_size] = self.start(world_size)
         answers = self.ranks[world_size].run(function.__code__.co_filename, function.__name__, arguments)
         if {kind for kind, _ in answers} == {"skip"}:
             pytest.skip(answers[0][1])
@@ -96,7 +96,8 @@ class Launcher:
             pytest.fail("\n".join(bad), pytrace=False)
         return [value for _, value in answers]
 
-    def _start(self, world_size: int) -> Ranks:
+    def start(self, world_size: int) -> Ranks:
+        """Processes of one's own, for a test in which some die; ``kill`` them afterwards."""
         self.started += 1
         self.orders.send((world_size, str(self.folder / f"store{self.started}")))
         members = []
