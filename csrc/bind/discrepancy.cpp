@@ -106,20 +106,22 @@ struct Call {
     }
 };
 
-std::tuple<Tensor, Tensor> token_discrepancy(Tensor logits, Tensor labels, Tensor table, int64_t metric, double offset,
-                                             double scale, int64_t image_start) {
+std::tuple<Tensor, Tensor, Tensor> token_discrepancy(Tensor logits, Tensor labels, Tensor table, int64_t metric, double offset,
+                                                     double scale, int64_t image_start) {
     Call call(logits, labels, table, {metric, offset, scale, image_start});
-    Tensor loss = call.output(call.c.discrepancy), lse = call.output(call.c.image_lse);
+    Tensor loss = call.output(call.c.discrepancy);
+    Tensor top = call.output(call.c.image_top), total = call.output(call.c.image_total);
     call.run();
-    return {loss, lse};
+    return {loss, top, total};
 }
 
-Tensor token_discrepancy_backward(Tensor grad_output, Tensor logits, Tensor labels, Tensor table, Tensor loss, Tensor lse,
-                                  int64_t metric, double offset, double scale, int64_t image_start) {
+Tensor token_discrepancy_backward(Tensor grad_output, Tensor logits, Tensor labels, Tensor table, Tensor loss, Tensor top,
+                                  Tensor total, int64_t metric, double offset, double scale, int64_t image_start) {
     Call call(logits, labels, table, {metric, offset, scale, image_start});
     call.c.grad_discrepancy = call.input(grad_output, "grad_output");
     call.c.discrepancy = call.input(loss, "loss");
-    call.c.image_lse = call.input(lse, "lse");
+    call.c.image_top = call.input(top, "top");
+    call.c.image_total = call.input(total, "total");
     Tensor grad = call.gradient();
     call.run();
     return grad;
@@ -132,28 +134,31 @@ void join(lk::DiscrepancyCall& c, int64_t ignore_index, double label_smoothing) 
     c.label_smoothing = label_smoothing;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> cross_entropy_discrepancy(Tensor logits, Tensor labels, Tensor table, int64_t metric,
-                                                                     double offset, double scale, int64_t image_start,
-                                                                     int64_t ignore_index, double label_smoothing) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
+cross_entropy_discrepancy(Tensor logits, Tensor labels, Tensor table, int64_t metric, double offset, double scale,
+                          int64_t image_start, int64_t ignore_index, double label_smoothing) {
     Call call(logits, labels, table, {metric, offset, scale, image_start});
     join(call.c, ignore_index, label_smoothing);
     Tensor cross_entropy = call.output(call.c.cross_entropy), discrepancy = call.output(call.c.discrepancy);
-    Tensor lse = call.output(call.c.lse), image_lse = call.output(call.c.image_lse);
+    Tensor top = call.output(call.c.top), total = call.output(call.c.total);
+    Tensor image_top = call.output(call.c.image_top), image_total = call.output(call.c.image_total);
     call.run();
-    return {cross_entropy, discrepancy, lse, image_lse};
+    return {cross_entropy, discrepancy, top, total, image_top, image_total};
 }
 
 Tensor cross_entropy_discrepancy_backward(Tensor grad_cross_entropy, Tensor grad_discrepancy, Tensor logits, Tensor labels,
-                                          Tensor table, Tensor discrepancy, Tensor lse, Tensor image_lse, int64_t metric,
-                                          double offset, double scale, int64_t image_start, int64_t ignore_index,
-                                          double label_smoothing) {
+                                          Tensor table, Tensor discrepancy, Tensor top, Tensor total, Tensor image_top,
+                                          Tensor image_total, int64_t metric, double offset, double scale, int64_t image_start,
+                                          int64_t ignore_index, double label_smoothing) {
     Call call(logits, labels, table, {metric, offset, scale, image_start});
     join(call.c, ignore_index, label_smoothing);
     call.c.grad_cross_entropy = call.input(grad_cross_entropy, "grad_cross_entropy");
     call.c.grad_discrepancy = call.input(grad_discrepancy, "grad_discrepancy");
     call.c.discrepancy = call.input(discrepancy, "discrepancy");
-    call.c.lse = call.input(lse, "lse");
-    call.c.image_lse = call.input(image_lse, "image_lse");
+    call.c.top = call.input(top, "top");
+    call.c.total = call.input(total, "total");
+    call.c.image_top = call.input(image_top, "image_top");
+    call.c.image_total = call.input(image_total, "image_total");
     Tensor grad = call.gradient();
     call.run();
     return grad;

@@ -11,36 +11,11 @@
 
 #include "../cpu/spam.h"
 #include "dtype.h"
+#include "spam_tensors.h"
 
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using Tensors = std::vector<Tensor>;
-
-// What is read of a tensor, once: each question to torch is a call across its C interface.
-struct View {
-    char* data;
-    ScalarType type;
-    int64_t numel, ndim;
-    const int64_t *sizes, *strides;
-    bool contiguous;
-
-    explicit View(const Tensor& t)
-        : data(static_cast<char*>(t.data_ptr())), type(t.scalar_type()), ndim(t.dim()), sizes(t.sizes().data()),
-          strides(t.strides().data()) {
-        STD_TORCH_CHECK(ndim <= 64, "tensors must have at most 64 dimensions, got ", ndim);
-        numel = 1;
-        contiguous = true;
-        for (int64_t d = ndim - 1; d >= 0; --d) {
-            contiguous = contiguous && (sizes[d] == 1 || strides[d] == numel);
-            numel *= sizes[d];
-        }
-        contiguous = contiguous || numel == 0;
-    }
-    bool same_shape(const View& other) const { return ndim == other.ndim && std::equal(sizes, sizes + ndim, other.sizes); }
-    bool same_strides(const View& other) const { return std::equal(strides, strides + ndim, other.strides); }
-};
+using lk::ScalarType, lk::Tensor, lk::Tensors, lk::View;
 
 double number(const Tensor& t, const char* name) {
     STD_TORCH_CHECK(t.numel() == 1 && t.is_cpu(), name, " must hold one number on the CPU");
@@ -53,23 +28,6 @@ double number(const Tensor& t, const char* name) {
     default:
         STD_TORCH_CHECK(false, name, " must be float32 or float64");
     }
-}
-
-// All elements of a dense tensor lie in one run of memory, in some order of the dimensions.
-bool non_overlapping_and_dense(const View& t) {
-    std::array<int64_t, 64> order{};
-    int64_t n = 0;
-    for (int64_t d = 0; d < t.ndim; ++d)
-        if (t.sizes[d] != 1)
-            order[n++] = d;
-    std::sort(order.begin(), order.begin() + n, [&](int64_t a, int64_t b) { return t.strides[a] < t.strides[b]; });
-    int64_t expected = 1;
-    for (int64_t i = 0; i < n; ++i) {
-        if (t.strides[order[i]] != expected)
-            return false;
-        expected *= t.sizes[order[i]];
-    }
-    return true;
 }
 
 // The bits of every draw of `chosen` of 16, in lexicographic order of the drawn positions: reference.stratum_mask, unranked.
@@ -85,34 +43,6 @@ const std::vector<uint16_t>& combinations(int chosen) {
         return result;
     }();
     return tables[chosen];
-}
-
-// Moments that the kernels cannot walk are stepped as contiguous copies, and copied back.
-struct Copies {
-    Tensors targets, copies;
-    Tensor of(const Tensor& moment) {
-        targets.push_back(moment);
-        copies.push_back(torch::stable::clone(torch::stable::contiguous(moment)));
-        return copies.back();
-    }
-    void write_back() {
-        for (size_t i = 0; i < targets.size(); ++i)
-            torch::stable::copy_(targets[i], copies[i]);
-    }
-};
-
-void check_one(size_t i, const View& p, const View& g, const View& m, const View& v, const View& step, const lk::SpamHyper& h) {
-    STD_TORCH_CHECK(g.same_shape(p), "grads[", i, "] must have its parameter's shape");
-    STD_TORCH_CHECK(m.same_shape(v) && m.type == v.type, "exp_avg_sqs[", i, "] must be like exp_avgs[", i, "]");
-    STD_TORCH_CHECK(m.type != ScalarType::Half, "exp_avgs[", i, "] must be float32, bfloat16 or float64");
-    STD_TORCH_CHECK(step.numel == 1 && step.type == ScalarType::Float, "steps[", i, "] must hold one float32 number");
-    if (m.same_shape(p))
-        return;
-    const int64_t drawn = h.row_mask ? 0 : p.ndim - 1;
-    bool fits = h.chosen < lk::kStratum && p.ndim >= 2 && m.ndim == p.ndim && p.sizes[drawn] % lk::kStratum == 0;
-    for (int64_t d = 0; fits && d < p.ndim; ++d)
-        fits = m.sizes[d] == (d == drawn ? p.sizes[d] / lk::kStratum * h.chosen : p.sizes[d]);
-    STD_TORCH_CHECK(fits, "exp_avgs[", i, "] must have its parameter's shape, or the drawn part of it");
 }
 
 lk::SpamTask make_task(const View& p, const View& g, const View& m, const View& v, const lk::SpamHyper& h, float step,
@@ -153,13 +83,6 @@ struct ScalarCache {
     }
 };
 
-// Whether the four tensors can be walked together in the order of memory: elementwise work that does not ask where an element
-// is.
-bool walks_in_memory_order(const View& p, const View& g, const View& m, const View& v) {
-    return m.same_shape(p) && m.type != ScalarType::BFloat16 && p.same_strides(g) && p.same_strides(m) && p.same_strides(v) &&
-           non_overlapping_and_dense(p);
-}
-
 void spam_step_(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs, Tensors steps, Tensor lr, double beta1,
                 double beta2, double eps, double weight_decay, double threshold, int64_t reset_interval, int64_t warmup_steps,
                 int64_t unclipped_steps, bool cycle_correction, bool freeze_zero_variance, bool maximize, int64_t density_16ths,
@@ -192,7 +115,7 @@ void spam_step_(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg
     call.grad_scale = call.unscale ? number(*grad_scale, "grad_scale") : 1.0;
     const bool skip = found_inf && number(*found_inf, "found_inf") != 0.0;
 
-    Copies copies;
+    lk::Copies copies;
     ScalarCache scalars;
     std::vector<lk::SpamTask> tasks;
     std::vector<int64_t> first_chunk{0};
@@ -200,9 +123,9 @@ void spam_step_(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg
     tasks.reserve(n), first_chunk.reserve(n + 1), counters.reserve(n);
     for (size_t i = 0; i < n; ++i) {
         View p(params[i]), g(grads[i]), m(exp_avgs[i]), v(exp_avg_sqs[i]), step(steps[i]);
-        check_one(i, p, g, m, v, step, call.hyper);
+        lk::check_one(i, p, g, m, v, step, call.hyper);
         const bool in_memory_order =
-            !(p.contiguous && g.contiguous && m.contiguous && v.contiguous) && walks_in_memory_order(p, g, m, v);
+            !(p.contiguous && g.contiguous && m.contiguous && v.contiguous) && lk::walks_in_memory_order(p, g, m, v);
         if (in_memory_order)
             p.contiguous = g.contiguous = true;
         else if (!skip && !m.contiguous)

@@ -122,7 +122,7 @@ template <class X> struct Row {
         if (image)
             with_distances<W>(call, scratch, code, [&](const auto& d) { add(inside, d, call.image_start, after, code); });
         entry<W>(call.discrepancy, index) = image ? expected_distance(inside) : W(0);
-        entry<W>(call.image_lse, index) = image ? log_sum_exp(inside) : W(0);
+        keep(call.image_top, call.image_total, image, inside);
         if (!call.joint)
             return;
         if (active && known) {
@@ -132,91 +132,98 @@ template <class X> struct Row {
             all = joined(all, inside);
         }
         const W other = active ? W(NAN) : W(0);
-        entry<W>(call.lse, index) = active && known ? log_sum_exp(all) : other;
+        keep(call.top, call.total, active && known, all);
+        if (active && !known)
+            entry<W>(call.total, index) = other;
         entry<W>(call.cross_entropy, index) =
             active && known ? cross_entropy(all, W(widen(x[label])), call.label_smoothing) : other;
+    }
+
+    void keep(const PerRow& top, const PerRow& total, bool has, const SoftmaxSums<W>& s) const {
+        entry<W>(top, index) = has ? s.top : W(0);
+        entry<W>(total, index) = has ? W(s.sum) : W(0);
     }
 
     bool past_caches() const { return call.rows * call.columns >= int64_t(16 << 20) / int64_t(sizeof(X)); }
 
     // Text columns [first, end): of a row without cross-entropy their gradient is 0.
-    void write_text(int64_t first, int64_t end, W lse, const GradientTerms<W>& g, X* out) const {
-        constexpr bool kReady = std::is_same_v<X, W>;
+    void write_text(int64_t first, int64_t end, W shift, const GradientTerms<W>& g, X* out) const {
+        const NoDistances none;
         if (active)
-            write_gradient<kReady, true>(kReady ? out + first : x + first, NoDistances(), end - first, lse, g, out + first);
+            write_gradient<true>(x + first, none, end - first, shift, none.terms(g, W(0)), out + first, past_caches());
         else
             write_zeros(reinterpret_cast<char*>(out + first), size_t(end - first) * sizeof(X), past_caches());
     }
 
-    void write_image(W image_lse, W loss, const GradientTerms<W>& g, X* out) const {
-        constexpr bool kReady = std::is_same_v<X, W>;
+    void write_image(W shift, W loss, const GradientTerms<W>& g, X* out) const {
         const int64_t start = call.image_start;
-        const X* from = kReady ? out + start : x + start;
         with_distances<W>(call, scratch, code, [&](const auto& d) {
+            const LinearTerms<W> terms = d.terms(g, loss);
             if (active)
-                write_gradient<kReady, true>(from, d.less(loss), call.codes, image_lse, g, out + start);
+                write_gradient<true>(x + start, d, call.codes, shift, terms, out + start, past_caches());
             else
-                write_gradient<kReady, false>(from, d.less(loss), call.codes, image_lse, g, out + start);
+                write_gradient<false>(x + start, d, call.codes, shift, terms, out + start, past_caches());
         });
     }
 
     void backward() const {
         X* out = reinterpret_cast<X*>(call.grad) + index * call.columns;
-        const int64_t text_end = image ? call.image_start : call.columns;
-        const double grad_ce = active ? double(entry<W>(call.grad_cross_entropy, index)) : 0;
-        const double grad_image = image ? double(entry<W>(call.grad_discrepancy, index)) : 0;
-        const W lse = active ? entry<W>(call.lse, index) : W(0), image_lse = image ? entry<W>(call.image_lse, index) : W(0);
-        // The image columns' share of all, by their lse: the exponentials of each part are relative to its own.
-        const bool empty = image_lse == -W(INFINITY);
-        const double share = image && active && !empty ? exp_nonpositive(double(image_lse) - double(lse)) : 0;
-        double sum = 1, image_sum = 1;
-        if constexpr (std::is_same_v<X, W>) {
-            if (image)
-                image_sum = exponentials(x + call.image_start, call.codes, image_lse, out + call.image_start);
-            if (active) {
-                sum = exponentials(x, text_end, lse, out) + (image && !empty ? image_sum * share : 0);
-                if (image)
-                    sum += exponentials(x + after, call.columns - after, lse, out + after);
-            }
+        W shift = 0, image_shift = 0, loss = 0;
+        GradientTerms<W> text, inside;
+        if (active) {
+            const double grad = double(entry<W>(call.grad_cross_entropy, index));
+            shift = shift_of(entry<W>(call.top, index));
+            text.cross_entropy = W(grad / double(entry<W>(call.total, index)));
+            text.constant = inside.constant = W(-grad * call.label_smoothing / double(call.columns));
         }
-        const W loss = image ? entry<W>(call.discrepancy, index) : W(0);
-        const GradientTerms<W> text = {W(grad_ce / sum), 0, W(-grad_ce * call.label_smoothing / double(call.columns))};
-        GradientTerms<W> inside = text;
-        inside.cross_entropy = W(grad_ce * share / sum);
-        inside.discrepancy = W(grad_image / image_sum);
-        write_text(0, text_end, lse, text, out);
         if (image) {
-            write_image(image_lse, loss, inside, out);
-            write_text(after, call.columns, lse, text, out);
+            const W image_top = entry<W>(call.image_top, index);
+            image_shift = shift_of(image_top), loss = entry<W>(call.discrepancy, index);
+            inside.discrepancy = W(double(entry<W>(call.grad_discrepancy, index)) / double(entry<W>(call.image_total, index)));
+            // The exponentials of the image columns are relative to their own top.
+            if (active && image_top != -W(INFINITY))
+                inside.cross_entropy = W(exp_bounded(double(image_shift) - double(shift)) * double(text.cross_entropy));
         }
+        write_text(0, image ? call.image_start : call.columns, shift, text, out);
+        if (image) {
+            write_image(image_shift, loss, inside, out);
+            write_text(call.image_start + call.codes, call.columns, shift, text, out);
+        }
+        if (past_caches())
+            stream_fence();
         if (known && (image || active))
-            write_label(lse, image_lse, loss, text, inside, W((1 - call.label_smoothing) * grad_ce), out);
+            write_label(shift, image_shift, loss, text, inside, out);
     }
 
     // The label's own column: its distance is 0, and the cross-entropy's target is taken off.
-    void write_label(W lse, W image_lse, W loss, const GradientTerms<W>& text, const GradientTerms<W>& inside, W target,
+    void write_label(W shift, W image_shift, W loss, const GradientTerms<W>& text, const GradientTerms<W>& inside,
                      X* out) const {
         const W own = W(widen(x[label]));
-        W value;
-        if (!image)
-            value = text_gradient(exp_nonpositive(own - lse), text);
-        else if (active)
-            value = image_gradient<true>(exp_nonpositive(own - image_lse), -loss, inside);
-        else
-            value = image_gradient<false>(exp_nonpositive(own - image_lse), -loss, inside);
-        if constexpr (std::is_same_v<X, W>)
-            out[label] = value - target;
-        else
-            narrow(value - target, out[label]);
+        const W target = active ? W((1 - call.label_smoothing) * double(entry<W>(call.grad_cross_entropy, index))) : W(0);
+        const LinearTerms<W> terms = image ? image_terms(inside, W(0), W(0), loss) : NoDistances().terms(text, W(0));
+        const W value = text_gradient(exp_bounded(own - (image ? image_shift : shift)), terms);
+        narrow(value - target, out[label]);
     }
 };
 
+// The first block of the table's row that the next row of logits will want: processors foresee steps within a row, not jumps.
+inline void prefetch_distances(const DiscrepancyCall& call, int64_t row) {
+    const int64_t code = row < call.rows ? call.labels[row * call.label_stride] - call.image_start : -1;
+    if (!call.distances || code < 0 || code >= call.codes)
+        return;
+    const int64_t size = call.distances_type == DType::kDouble ? 8 : call.distances_type == DType::kFloat ? 4 : 2;
+    for (int64_t i = 0; i < size * (call.codes < kBlock ? call.codes : kBlock); i += 64)
+        __builtin_prefetch(call.distances + code * call.codes * size + i);
+}
+
 template <class X> void run_rows(const DiscrepancyCall& call, DiscrepancyScratch& scratch, int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row)
+    for (int64_t row = begin; row < end; ++row) {
+        prefetch_distances(call, row + 1);
         if (call.backward)
             Row<X>(call, scratch, row).backward();
         else
             Row<X>(call, scratch, row).forward();
+    }
 }
 
 } // namespace

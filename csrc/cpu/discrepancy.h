@@ -31,7 +31,8 @@ struct DiscrepancyCall {
     double offset, scale;
     int64_t ignore_index;
     double label_smoothing;
-    PerRow cross_entropy, discrepancy, lse, image_lse; // written forward; read backward, all but cross_entropy
+    PerRow cross_entropy, discrepancy, top, total, image_top,
+        image_total; // written forward; read backward, all but cross_entropy
     PerRow grad_cross_entropy, grad_discrepancy;
     char* grad; // [rows, columns], contiguous, of the logits' type
 };

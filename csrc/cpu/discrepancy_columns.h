@@ -13,41 +13,50 @@ namespace LK_ISA {
 namespace {
 
 // Memory is asked for a block ahead: processors do not look beyond a page by themselves, nor while a block is computed.
-constexpr int kBlock = 1024; // columns at a time: read for their maximum, and again from the first-level cache
+constexpr int kBlock = 1024; // columns at a time
 
-// D[y, j] at columns j of a row of the table, whatever it is stored in.
+// An address only: what is a block ahead need not exist.
+template <class T> inline const void* block_ahead(const T* p) {
+    return reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(p) + kBlock * sizeof(T));
+}
+
+// A row of the table, whatever it is stored in: D[y, j] is linear in entry j.
 template <class E, class W> struct Distances {
     static constexpr bool kPresent = true;
     const E* entries;
     W scale, offset;
-    Pack<W> pack(int64_t j) const { return table_distance(load_pack<W>(entries + j), scale, offset); }
-    W one(int64_t j) const { return table_distance(W(widen(entries[j])), scale, offset); }
-    void prefetch(int64_t j) const { __builtin_prefetch(entries + j); }
+    Pack<W> pack(int64_t j) const { return load_pack<W>(entries + j); }
+    W one(int64_t j) const { return W(widen(entries[j])); }
+    W distance(int64_t j) const { return table_distance(one(j), scale, offset); }
+    void prefetch_block_ahead(int64_t j) const { __builtin_prefetch(block_ahead(entries + j)); }
     Distances from(int64_t j) const { return {entries + j, scale, offset}; }
-    Distances less(W loss) const { return {entries, scale, offset - loss}; } // D - loss with one rounding less
+    double sum(double of_entries, double weights) const { return of_entries * double(scale) + weights * double(offset); }
+    LinearTerms<W> terms(const GradientTerms<W>& g, W loss) const { return image_terms(g, scale, offset, loss); }
+    Distances<W, W> in(const W* numbers) const { return {numbers, scale, offset}; } // the same with other entries
 };
 template <class W> Distances<W, W> distances_in(const W* numbers) { return {numbers, W(1), W(0)}; }
 
 // Text columns have none.
 struct NoDistances {
     static constexpr bool kPresent = false;
-    void prefetch(int64_t) const {}
+    void prefetch_block_ahead(int64_t) const {}
     NoDistances from(int64_t) const { return {}; }
+    template <class W> LinearTerms<W> terms(const GradientTerms<W>& g, W) const { return {W(0), g.cross_entropy, g.constant}; }
 };
 
 // The columns past the last 16 of a run, filled up so that they add nothing.
 template <class W> struct Tail {
-    W x[kTree], distances[kTree];
+    W x[kTree], entries[kTree];
     template <class X, class D> Tail(const X* from, const D& d, int n) {
         for (int i = 0; i < kTree; ++i) {
             x[i] = i < n ? W(widen(from[i])) : -W(INFINITY);
             if constexpr (D::kPresent)
-                distances[i] = i < n ? d.one(i) : W(0);
+                entries[i] = i < n ? d.one(i) : W(0);
         }
     }
-    template <class D> auto as(const D&) const {
+    template <class D> auto as(const D& d) const {
         if constexpr (D::kPresent)
-            return distances_in<W>(distances);
+            return d.in(entries);
         else
             return NoDistances();
     }
@@ -66,17 +75,17 @@ template <class W, class X> W largest(const X* x, int n) {
     return largest_of(top);
 }
 
-// Adds n columns, a multiple of 16, whose shift is known.
-template <bool Smooth, class X, class D, class W> void add_exponentials(SoftmaxSums<W>& s, const X* x, const D& d, int n) {
-    const W shift = shift_of(s.top);
-    Lanes<W> sum = lanes_of(W(0)), cost = sum, logits = sum;
+// The sums over n columns, a multiple of 16, relative to `shift`, and their largest logit (NaN aside).
+template <bool Smooth, class X, class D, class W> SoftmaxSums<W> exponential_sums(const X* x, const D& d, int n, W shift) {
+    Lanes<W> sum = lanes_of(W(0)), cost = sum, logits = sum, top = lanes_of(-W(INFINITY));
     for (int i = 0; i < n; i += kTree) {
-        __builtin_prefetch(x + i + kBlock);
-        d.prefetch(i + kBlock);
+        __builtin_prefetch(block_ahead(x + i));
+        d.prefetch_block_ahead(i);
 #pragma GCC unroll 8
         for (int k = 0; k < kPacks<W>; ++k) {
             const int at = i + k * kWidth<W>;
-            const Pack<W> below = load_pack<W>(x + at) - shift, exponential = exp_nonpositive(below);
+            const Pack<W> logit = load_pack<W>(x + at), below = logit - shift, exponential = exp_bounded(below);
+            top.packs[k] = larger(logit, top.packs[k]); // NaN is left to the sums
             sum.packs[k] += exponential;
             if constexpr (D::kPresent)
                 cost.packs[k] += exponential * d.pack(at);
@@ -84,25 +93,40 @@ template <bool Smooth, class X, class D, class W> void add_exponentials(SoftmaxS
                 logits.packs[k] += below;
         }
     }
-    s.sum += double(sum_of(sum));
+    SoftmaxSums<W> s{largest_of(top), sum_of(sum), 0, Smooth ? sum_of(logits) : 0, n};
     if constexpr (D::kPresent)
-        s.cost += double(sum_of(cost));
-    if constexpr (Smooth)
-        s.logits += double(sum_of(logits));
+        s.cost = d.sum(sum_of(cost), s.sum);
+    return s;
 }
 
+template <class W> void add(SoftmaxSums<W>& s, const SoftmaxSums<W>& more) {
+    s.sum += more.sum;
+    s.cost += more.cost;
+    s.logits += more.logits;
+    s.count += more.count;
+}
+
+// Adds a block. It is summed relative to the largest logit before it: one that rises far above that is read twice.
 template <bool Smooth, class X, class D, class W> void add_block(SoftmaxSums<W>& s, const X* x, const D& d, int n) {
     const int full = n / kTree * kTree, rest = n - full;
-    raise_top(s, largest<W>(x, full));
+    if (s.count == 0)
+        raise_top(s, largest<W>(x, full));
+    SoftmaxSums<W> block = exponential_sums<Smooth>(x, d, full, shift_of(s.top));
+    if (block.top > s.top + W(kExpSlack)) {
+        raise_top(s, block.top);
+        block = exponential_sums<Smooth>(x, d, full, shift_of(s.top));
+    }
+    add(s, block);
+    raise_top(s, block.top);
     if (rest) {
         const Tail<W> tail(x + full, d.from(full), rest);
         raise_top(s, largest<W>(tail.x, kTree));
-        add_exponentials<false>(s, tail.x, tail.as(d), kTree);
+        SoftmaxSums<W> last = exponential_sums<false>(tail.x, tail.as(d), kTree, shift_of(s.top));
         for (int i = 0; Smooth && i < rest; ++i)
-            s.logits += double(tail.x[i] - shift_of(s.top));
+            last.logits += double(tail.x[i] - shift_of(s.top));
+        last.count = rest;
+        add(s, last);
     }
-    add_exponentials<Smooth>(s, x, d, full);
-    s.count += n;
 }
 
 // Adds n columns in one pass. own: the label's column among them (else -1), whose distance is 0 whatever the table holds.
@@ -114,7 +138,7 @@ void add_columns(SoftmaxSums<W>& s, const X* x, const D& d, int64_t n, int64_t o
             if (own >= start && own < start + length) {
                 W distances[kBlock];
                 for (int i = 0; i < length; ++i)
-                    distances[i] = d.one(start + i);
+                    distances[i] = d.distance(start + i);
                 distances[own - start] = W(0);
                 add_block<Smooth>(s, x + start, distances_in<W>(distances), length);
                 continue;
@@ -125,10 +149,9 @@ void add_columns(SoftmaxSums<W>& s, const X* x, const D& d, int64_t n, int64_t o
 
 // ------------------------------------------------------------------------------------------------------------ backward
 
-template <bool Joint, class D, class W>
-Pack<W> gradient(Pack<W> exponential, const D& d, int64_t j, const GradientTerms<W>& g) {
+template <bool Joint, class D, class W> Pack<W> gradient(Pack<W> exponential, const D& d, int64_t j, const LinearTerms<W>& g) {
     if constexpr (D::kPresent)
-        return image_gradient<Joint>(exponential, d.pack(j), g); // distances less the loss
+        return image_gradient<Joint>(exponential, d.pack(j), g);
     else
         return text_gradient(exponential, g);
 }
@@ -152,65 +175,40 @@ inline void write_zeros(char* out, size_t n, bool past_caches) {
     memset(out, 0, n);
 }
 
-// out = exp(x - shift), and its sum. A float lse of logits near 10^4 is wrong by 5e-4, and so is each exp(x - lse), but their
-// quotients by their own sum are right. The gradient's memory holds them meanwhile.
-template <class W> double exponentials(const W* x, int64_t n, W shift, W* out) {
-    double total = 0;
-    for (int64_t start = 0; start < n; start += kBlock) {
-        const int length = int(n - start < kBlock ? n - start : kBlock), full = length / kTree * kTree;
-        Lanes<W> sum = lanes_of(W(0));
-        const auto step = [&](const W* from, W* to) {
+// out = the gradient of n columns. Stream: past the caches, where the tensor is larger than they are and out + j is aligned.
+template <bool Joint, bool Stream, class X, class D, class W>
+void write_packs(const X* x, const D& d, int64_t n, W shift, const LinearTerms<W>& terms, X* out) {
+    const LinearTerms<W> g = terms;
+    for (int64_t i = 0; i < n; i += kTree) {
+        __builtin_prefetch(block_ahead(x + i));
+        d.prefetch_block_ahead(i);
+        if constexpr (!Stream)
+            __builtin_prefetch(block_ahead(out + i), 1);
 #pragma GCC unroll 8
-            for (int k = 0; k < kPacks<W>; ++k) {
-                const Pack<W> exponential = exp_nonpositive(load_pack<W>(from + k * kWidth<W>) - shift);
-                sum.packs[k] += exponential;
-                store_pack<W>(exponential, to + k * kWidth<W>);
-            }
-        };
-        for (int i = 0; i < full; i += kTree) {
-            __builtin_prefetch(x + start + i + kBlock);
-            __builtin_prefetch(out + start + i + kBlock, 1);
-            step(x + start + i, out + start + i);
+        for (int64_t j = i; j < i + kTree; j += kWidth<W>) {
+            const Pack<W> exponential = exp_bounded(load_pack<W>(x + j) - shift);
+            if constexpr (Stream)
+                stream_pack<W>(gradient<Joint>(exponential, d, j, g), out + j);
+            else
+                store_pack<W>(gradient<Joint>(exponential, d, j, g), out + j);
         }
-        if (full < length) {
-            const Tail<W> tail(x + start + full, NoDistances(), length - full);
-            W last[kTree];
-            step(tail.x, last);
-            memcpy(out + start + full, last, size_t(length - full) * sizeof(W));
-        }
-        total += double(sum_of(sum));
     }
-    return total;
 }
 
-// out = the gradient of n columns; x holds logits, or (Ready) the exponentials of them.
-template <bool Ready, bool Joint, class X, class D, class W>
-void write_gradient(const X* x, D d, int64_t n, W shift, const GradientTerms<W>& terms, X* out) {
-    const GradientTerms<W> g = terms;
-    const auto step = [&](const auto* from, const auto& distances, int64_t j, auto* to) {
-#pragma GCC unroll 8
-        for (int k = 0; k < kPacks<W>; ++k, j += kWidth<W>) {
-            Pack<W> exponential = load_pack<W>(from + j);
-            if constexpr (!Ready)
-                exponential = exp_nonpositive(exponential - shift);
-            store_pack<W>(gradient<Joint>(exponential, distances, j, g), to + j);
-        }
-    };
+template <bool Joint, class X, class D, class W>
+void write_gradient(const X* x, D d, int64_t n, W shift, const LinearTerms<W>& terms, X* out, bool past_caches) {
     const int64_t full = n / kTree * kTree;
-    for (int64_t j = 0; j < full; j += kTree) {
-        d.prefetch(j + kBlock);
-        if constexpr (!Ready) {
-            __builtin_prefetch(x + j + kBlock);
-            __builtin_prefetch(out + j + kBlock, 1);
-        }
-        step(x, d, j, out);
-    }
+    if (past_caches && reinterpret_cast<uintptr_t>(out) % kStreamAlignment<X> == 0)
+        write_packs<Joint, true>(x, d, full, shift, terms, out);
+    else
+        write_packs<Joint, false>(x, d, full, shift, terms, out);
     if (full == n)
         return;
     const Tail<W> tail(x + full, d.from(full), int(n - full));
-    X last[kTree];
-    step(tail.x, tail.as(d), 0, last);
-    memcpy(out + full, last, size_t(n - full) * sizeof(X));
+    W last[kTree];
+    write_packs<Joint, false>(tail.x, tail.as(d), kTree, shift, terms, last);
+    for (int64_t j = full; j < n; ++j)
+        narrow(last[j - full], out[j]);
 }
 
 } // namespace

@@ -120,6 +120,36 @@ template <> inline void store_pack<float, bf16>(Pack<float> pack, bf16* p) {
 
 #endif
 
+// One vector's bytes past the caches, both places aligned to their number. Fewer than 16 are stored as always.
+template <int kBytes> inline void stream_bytes(const void* from, void* to) {
+#if defined(__AVX512F__)
+    if constexpr (kBytes == 64)
+        return _mm512_stream_si512(static_cast<__m512i*>(to), _mm512_load_si512(from));
+#endif
+#if defined(__AVX2__)
+    if constexpr (kBytes == 32)
+        return _mm256_stream_si256(static_cast<__m256i*>(to), _mm256_load_si256(static_cast<const __m256i*>(from)));
+#endif
+#if defined(__SSE2__)
+    if constexpr (kBytes == 16)
+        return _mm_stream_si128(static_cast<__m128i*>(to), _mm_load_si128(static_cast<const __m128i*>(from)));
+#endif
+    memcpy(to, from, kBytes);
+}
+
+// store_pack past the caches, to memory aligned to kStreamAlignment<S>. The writer fences before others may read.
+template <class S> constexpr int kStreamAlignment = kWidth<float> * int(sizeof(S)) < 16 ? 16 : kWidth<float> * int(sizeof(S));
+template <class W, class S> inline void stream_pack(Pack<W> pack, S* p) {
+    alignas(64) S numbers[kWidth<W>];
+    store_pack<W>(pack, numbers);
+    stream_bytes<int(sizeof numbers)>(numbers, p);
+}
+inline void stream_fence() {
+#if defined(__SSE2__)
+    _mm_sfence();
+#endif
+}
+
 // Sixteen running sums (or maxima).
 template <class W> struct Lanes {
     Pack<W> packs[kPacks<W>];
@@ -130,9 +160,13 @@ template <class W> inline Lanes<W> lanes_of(W x) {
         lanes.packs[k] = all(x);
     return lanes;
 }
-template <class W> inline W sum_of(const Lanes<W>& lanes) {
-    W x[kTree];
-    memcpy(x, &lanes, sizeof x);
+// In double: up the tree of a short row more digits would be lost than along the lanes.
+template <class W> inline double sum_of(const Lanes<W>& lanes) {
+    W numbers[kTree];
+    memcpy(numbers, &lanes, sizeof numbers);
+    double x[kTree];
+    for (int i = 0; i < kTree; ++i)
+        x[i] = double(numbers[i]);
     // Written out: a loop over the width is compiled as one.
     const auto fold = [&x](auto width) {
         for (int i = 0; i < width(); ++i)

@@ -14,7 +14,7 @@ namespace lk {
 enum class DistanceMetric { kTable, kMse, kSqEuclidean, kEuclidean };
 
 // D[y, j], j != y, of an entry of the centred table.
-template <class V, class S> LK_FN V table_distance(V entry, S scale, S offset) { return entry * scale + offset; }
+template <class S> LK_FN S table_distance(S entry, S scale, S offset) { return entry * scale + offset; }
 
 // D[y, j] of the sum of d squared differences.
 template <DistanceMetric Metric, class S> LK_FN S metric_distance(double squares, int64_t d) {
@@ -28,10 +28,10 @@ template <DistanceMetric Metric, class S> LK_FN S metric_distance(double squares
 
 // Sums over some columns of a row, relative to the largest of their logits.
 template <class S> struct SoftmaxSums {
-    S top = -S(INFINITY); // the largest logit
-    double sum = 0;       // of exp(x - top)
-    double cost = 0;      // of exp(x - top) D
-    double logits = 0;    // of x - top
+    S top = -S(INFINITY);
+    double sum = 0;    // of exp(x - top)
+    double cost = 0;   // of exp(x - top) D
+    double logits = 0; // of x - top
     int64_t count = 0;
 };
 
@@ -43,7 +43,7 @@ template <class S> LK_FN void raise_top(SoftmaxSums<S>& s, S top) {
     if (!(top > s.top))
         return;
     if (s.top != -S(INFINITY)) {
-        const double change = double(s.top) - double(top), factor = exp_nonpositive(change);
+        const double change = double(s.top) - double(top), factor = exp_bounded(change);
         s.sum *= factor;
         s.cost *= factor;
         s.logits += double(s.count) * change;
@@ -58,7 +58,6 @@ template <class S> LK_FN SoftmaxSums<S> joined(SoftmaxSums<S> a, SoftmaxSums<S> 
     return {a.top, a.sum + b.sum, a.cost + b.cost, a.logits + b.logits, a.count + b.count};
 }
 
-template <class S> LK_FN S log_sum_exp(const SoftmaxSums<S>& s) { return S(double(s.top) + std::log(s.sum)); }
 template <class S> LK_FN S expected_distance(const SoftmaxSums<S>& s) { return S(s.cost / s.sum); }
 
 // -(1 - smoothing) log p_y - smoothing mean_j log p_j for a label whose logit is x; of differences to the top alone, since a
@@ -68,20 +67,29 @@ template <class S> LK_FN S cross_entropy(const SoftmaxSums<S>& s, S x, double sm
     return S(smoothing == 0 ? loss : loss - smoothing * (s.logits / double(s.count)));
 }
 
-// The gradient of one logit, exponential = exp(x - shift): exponential * factor + constant. On image columns the factor is
-// cross_entropy + discrepancy * excess with excess = D - loss. Each holds the gradient of its loss over the sum of the
-// exponentials.
+// What the gradient of a row is made of: those of its two losses over the sums of the exponentials, and the part of all logits.
 template <class S> struct GradientTerms {
     S cross_entropy = 0, discrepancy = 0, constant = 0;
 };
-template <bool Joint, class V, class S> LK_FN V image_gradient(V exponential, V excess, const GradientTerms<S>& g) {
-    if constexpr (Joint)
-        return exponential * (excess * g.discrepancy + g.cross_entropy) + g.constant;
-    else
-        return exponential * (excess * g.discrepancy);
+
+// The gradient of one logit, exponential = exp(x - shift). On image columns D is linear in the entry of the table, and so is
+// cross_entropy + discrepancy (D - loss), which multiplies the exponential.
+template <class S> struct LinearTerms {
+    S slope, intercept, constant;
+};
+template <class S> LK_FN LinearTerms<S> image_terms(const GradientTerms<S>& g, S scale, S offset, S loss) {
+    const double discrepancy = g.discrepancy;
+    return {S(discrepancy * double(scale)), S(discrepancy * (double(offset) - double(loss)) + double(g.cross_entropy)),
+            g.constant};
 }
-template <class V, class S> LK_FN V text_gradient(V exponential, const GradientTerms<S>& g) {
-    return exponential * g.cross_entropy + g.constant;
+template <bool Joint, class V, class S> LK_FN V image_gradient(V exponential, V entry, const LinearTerms<S>& g) {
+    if constexpr (Joint)
+        return exponential * (entry * g.slope + g.intercept) + g.constant;
+    else
+        return exponential * (entry * g.slope + g.intercept);
+}
+template <class V, class S> LK_FN V text_gradient(V exponential, const LinearTerms<S>& g) {
+    return exponential * g.intercept + g.constant;
 }
 
 } // namespace lk

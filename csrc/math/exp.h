@@ -70,9 +70,13 @@ template <class V> LK_INLINE V exp_tail(V r, V, double) {
     return q * r + 0.5;
 }
 
-// exp(x) for x <= 0, and for what rounding leaves just above: 2^n exp(x - n ln 2). Within 2 roundings; 0 exactly for -inf and
-// wherever the result would not be a normal number; NaN for NaN. No branch, no table, no contraction: the same bits anywhere.
-template <class V> LK_INLINE V exp_nonpositive(V x) {
+constexpr int kExpSlack =
+    1; // how far above its shift softmax may find a logit: further, their difference would be rounded more
+
+// exp(x) for x <= kExpSlack, and for what rounding leaves just above: 2^n exp(x - n ln 2). Within 2 roundings; 0 exactly for
+// -inf and wherever the result would not be a normal number; NaN for NaN. No branch, no table, no contraction: the same bits
+// anywhere.
+template <class V> LK_INLINE V exp_bounded(V x) {
     using Number = typename Lane<V>::Number;
     using Bits = typename Lane<V>::Bits;
     using C = ExpConstants<Number>;

@@ -29,10 +29,10 @@ struct InverseFactorials {
         }
     }
 };
-constexpr InverseFactorials kInverse;
 
 // exp(x) - 1 for x <= 0: 2^n (q + 1) - 1 with q = expm1(x - n ln 2).
 template <class T> LK_FN T expm1_negative(T x) {
+    constexpr InverseFactorials kInverse;
     x = x < T(-80) ? T(-80) : x;
     const T n = std::nearbyint(x * T(1.4426950408889634));
     const T r = (x - n * T(0.693359375)) - n * T(-2.12194440054690583e-4);
@@ -45,6 +45,7 @@ template <class T> LK_FN T expm1_negative(T x) {
 
 // sin(x) on [0, pi/2].
 template <class T> LK_FN T sine(T x) {
+    constexpr InverseFactorials kInverse;
     const T square = x * x;
     T q = T(kInverse.of[21]);
     for (int i = 19; i >= 1; i -= 2)
@@ -61,12 +62,35 @@ LK_FN SpamPhase spam_phase(int64_t n, int64_t reset_interval) {
     return {n, n / reset_interval, n % reset_interval};
 }
 
-// s(k) = 0.01 + 0.99 sin^2(pi k / (2 (W + 1))) for k < W after a reset, else 1.
-template <class T> LK_FN T warmup(const SpamPhase& phase, int64_t warmup_steps) {
+// s(k) = 0.01 + 0.99 sin^2(pi k / (2 (W + 1))) for k < W after a reset, else 1; angle = pi / (2 (W + 1)).
+template <class T> LK_FN T warmup(const SpamPhase& phase, int64_t warmup_steps, T angle) {
     if (phase.cycle == 0 || phase.k >= warmup_steps)
         return T(1);
-    const T s = sine<T>(T(phase.k) * T(0.5 * 3.14159265358979323846 / double(warmup_steps + 1)));
+    const T s = sine<T>(T(phase.k) * angle);
     return T(0.01) + T(0.99) * (s * s);
+}
+template <class T> T warmup_angle(int64_t warmup_steps) { return T(0.5 * 3.14159265358979323846 / double(warmup_steps + 1)); }
+template <class T> T warmup(const SpamPhase& phase, int64_t warmup_steps) {
+    return warmup(phase, warmup_steps, warmup_angle<T>(warmup_steps));
+}
+
+// The hyper-parameters in the type of the arithmetic, and what float64 alone can make of them: computed once a call.
+template <class T> struct SpamRates {
+    T lr, weight_decay, decay, beta1, one_minus_beta1, log_beta1, beta2, one_minus_beta2, log_beta2, eps, threshold, angle,
+        sign;
+    int64_t warmup_steps;
+    bool cycle_correction;
+};
+
+template <class T> SpamRates<T> spam_rates(const SpamHyper& h) {
+    SpamRates<T> r;
+    r.lr = T(h.lr), r.weight_decay = T(h.weight_decay), r.decay = T(1 - h.lr * h.weight_decay);
+    r.beta1 = T(h.beta1), r.one_minus_beta1 = T(1 - h.beta1), r.log_beta1 = T(h.beta1 > 0 ? std::log(h.beta1) : -1e4);
+    r.beta2 = T(h.beta2), r.one_minus_beta2 = T(1 - h.beta2), r.log_beta2 = T(h.beta2 > 0 ? std::log(h.beta2) : -1e4);
+    r.eps = T(h.eps), r.threshold = T(h.threshold), r.angle = warmup_angle<T>(h.warmup_steps);
+    r.sign = T(h.maximize ? -1 : 1);
+    r.warmup_steps = h.warmup_steps, r.cycle_correction = h.cycle_correction;
+    return r;
 }
 
 // What the update of an element needs, all computed once a parameter.
@@ -74,18 +98,43 @@ template <class T> struct SpamScalars {
     T beta1, one_minus_beta1, beta2, one_minus_beta2, eps, threshold, step_size, decay, sign;
 };
 
-template <class T> LK_FN SpamScalars<T> spam_scalars(const SpamHyper& h, const SpamPhase& phase) {
-    const T t = T(h.cycle_correction && phase.cycle > 0 ? phase.k + 1 : phase.n);
-    const T log1 = T(h.beta1 > 0 ? std::log(h.beta1) : -1e4), log2 = T(h.beta2 > 0 ? std::log(h.beta2) : -1e4);
-    const T correction1 = -expm1_negative<T>(t * log1), correction2 = -expm1_negative<T>(t * log2);
+template <class T> LK_FN SpamScalars<T> spam_scalars(const SpamRates<T>& r, const SpamPhase& phase) {
+    const T t = T(r.cycle_correction && phase.cycle > 0 ? phase.k + 1 : phase.n);
+    const T correction1 = -expm1_negative<T>(t * r.log_beta1), correction2 = -expm1_negative<T>(t * r.log_beta2);
     SpamScalars<T> s;
-    s.beta1 = T(h.beta1), s.one_minus_beta1 = T(1 - h.beta1);
-    s.beta2 = T(h.beta2), s.one_minus_beta2 = T(1 - h.beta2);
-    s.eps = T(h.eps), s.threshold = T(h.threshold);
-    s.step_size = T(h.lr) * warmup<T>(phase, h.warmup_steps) * std::sqrt(correction2) / correction1;
-    s.decay = T(1 - h.lr * h.weight_decay);
-    s.sign = T(h.maximize ? -1 : 1);
+    s.beta1 = r.beta1, s.one_minus_beta1 = r.one_minus_beta1;
+    s.beta2 = r.beta2, s.one_minus_beta2 = r.one_minus_beta2;
+    s.eps = r.eps, s.threshold = r.threshold;
+    s.step_size = r.lr * warmup<T>(phase, r.warmup_steps, r.angle) * std::sqrt(correction2) / correction1;
+    s.decay = r.decay;
+    s.sign = r.sign;
     return s;
+}
+template <class T> SpamScalars<T> spam_scalars(const SpamHyper& h, const SpamPhase& phase) {
+    return spam_scalars(spam_rates<T>(h), phase);
+}
+
+// Draw number `rank` of the `draws` = C(16, chosen) of a stratum, in lexicographic order of the drawn positions, as bits:
+// reference.stratum_mask. On the way `below` is how many of the draws that are left contain the position.
+LK_FN uint32_t stratum_bits(uint32_t rank, int chosen, uint32_t draws) {
+    uint32_t below = draws * uint32_t(chosen) / kStratum, bits = 0;
+    int left = chosen - 1;
+    for (int i = 0; i < kStratum; ++i) {
+        const bool taken = rank < below;
+        const uint32_t n = uint32_t(kStratum - 1 - i);
+        bits |= uint32_t(taken) << i;
+        rank -= taken ? 0 : below;
+        if (n)
+            below = below * uint32_t(taken ? left : int(n) - left) / n; // C(n, left) to C(n - 1, left - taken)
+        left -= taken;
+    }
+    return bits;
+}
+inline uint32_t stratum_draws(int chosen) {
+    uint32_t draws = 1;
+    for (int j = 0; j < chosen; ++j)
+        draws = draws * uint32_t(kStratum - j) / uint32_t(j + 1);
+    return draws;
 }
 
 // How the elements of a parameter are treated at this step.

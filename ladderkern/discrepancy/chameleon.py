@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..runtime.checks import values_readable
 from .reference import image_codes
-from .rows import values_readable
 from .table import DistanceTable
 
 _LOOKED_AT = 16  # image rows: a masked model masks every one

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,21 +10,11 @@ from torch import Tensor
 from ..runtime import backend
 from .ops import CROSS_ENTROPY_DISCREPANCY, CROSS_ENTROPY_DISCREPANCY_BACKWARD, check_joint, differentiable_once
 from .reference import wide
-from .rows import check_vocabulary
-
-
-class WholeStatistics(NamedTuple):
-    """What a backward needs of each row.  3 x [T]"""
-
-    discrepancy: Tensor
-    lse: Tensor
-    image_lse: Tensor
+from .rows import RowStatistics, check_vocabulary
 
 
 class WholeVocabulary:
     """Forward and backward of rows that hold all columns, by the ops: the unsharded twin of ``VocabularyShard``."""
-
-    statistics = WholeStatistics
 
     def __init__(self, group: None, table: Tensor, options: dict[str, Any], joint: bool) -> None:
         self.group = group
@@ -37,24 +27,16 @@ class WholeVocabulary:
         check_vocabulary(labels, width, self.options["ignore_index"])
         return ()
 
-    def forward(self, logits: Tensor, labels: Tensor, place: Any) -> tuple[Tensor, WholeStatistics]:
+    def forward(self, logits: Tensor, labels: Tensor, place: Any) -> tuple[Tensor, RowStatistics]:
         """(cross_entropy, statistics with the discrepancy) of each row.  [T]"""
         check_joint(logits, labels, self.table, **self.options)
         cross_entropy, *statistics = self.overload(logits, labels, self.table, **self.options)
-        return cross_entropy, WholeStatistics(*statistics)
+        return cross_entropy, RowStatistics(*statistics)
 
-    def backward(
-        self,
-        grad_cross_entropy: Tensor,
-        grad_discrepancy: Tensor,
-        logits: Tensor,
-        labels: Tensor,
-        place: Any,
-        statistics: WholeStatistics,
-    ) -> Tensor:
-        """The gradient of the logits, by the backend of the forward.  [T, V]"""
+    def backward(self, grads: tuple[Tensor, Tensor], logits: Tensor, labels: Tensor, place: Any, rows: RowStatistics) -> Tensor:
+        """The gradient of the logits from those of both terms, by the backend of the forward.  [T, V]"""
         overload = getattr(CROSS_ENTROPY_DISCREPANCY_BACKWARD, self.overload._overloadname)
-        return overload(grad_cross_entropy, grad_discrepancy, logits, labels, self.table, *statistics, **self.options)
+        return overload(*grads, logits, labels, self.table, *rows, **self.options)
 
 
 def chunk_rows(rows: int) -> int:
@@ -138,7 +120,7 @@ class LinearLoss(torch.autograd.Function):
             for i, (h, y, gce, gd, *stats) in enumerate(zip(*chunks, strict=True)):
                 h = h.to(ctx.dtype)
                 chunk = torch.mm(h, weight_.T, out=logits[: len(h)])
-                gradient = vocabulary.backward(gce, gd, chunk, y, place, vocabulary.statistics(*stats))
+                gradient = vocabulary.backward((gce, gd), chunk, y, place, RowStatistics(*stats))
                 if grad_hidden is not None:
                     torch.mm(gradient, weight_, out=grad_hidden[i * size : i * size + len(h)])
                 if grad_weight is not None:

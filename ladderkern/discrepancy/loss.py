@@ -72,7 +72,7 @@ def token_discrepancy_loss(
     if group is None:
         check_discrepancy(x, y, table.data, **options)
         warn_if_masked(x, y, table, image_start, stacklevel=3)
-        losses, _ = backend.select(TOKEN_DISCREPANCY, x)(x, y, table.data, **options)
+        losses = backend.select(TOKEN_DISCREPANCY, x)(x, y, table.data, **options)[0]
     else:
         shard = VocabularyShard(group, table.data, options, joint=False)
         _, losses = ShardedLoss.apply(x, y, shard, shard.place(x.shape[1], y))

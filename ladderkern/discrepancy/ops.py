@@ -8,17 +8,21 @@ Every op takes logits [T, V] whose rows are contiguous (any distance between row
 The image columns are image_start .. image_start + N - 1. A row is an image row if its label is one of them, else it is
 skipped: loss 0, gradient exactly 0, its logits unread. Outputs for a row and all arithmetic are float32, float64 for float64
 logits. The ops are differentiable once, in logits; a backward runs the overload of its forward.
+
+Of each softmax a backward gets the pair (top, total), total = sum_j exp(x_j - top): the softmax is exp(x - top) / total, and no
+rounding of a large logsumexp is in it. top is the largest logit, or a number within 16 of it; 0 and 0 where the row has no part
+in that softmax, -inf and 0 where all of its columns are -inf, NaN where one is NaN (top may be another number then).
 """
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from ..runtime import library
+from ..runtime.checks import names
 from . import reference
 from .reference import METRICS, TABLE, wide
 
@@ -28,6 +32,7 @@ TABLES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _COMMON = "int metric, float offset, float scale, int image_start"
 _JOINT = f"{_COMMON}, int ignore_index, float label_smoothing"
 _INPUTS = "Tensor logits, Tensor labels, Tensor table"
+_PAIRS = "Tensor top, Tensor total, Tensor image_top, Tensor image_total"
 
 
 def check(logits: Tensor, labels: Tensor, table: Tensor, metric: int, image_start: int) -> None:
@@ -93,11 +98,6 @@ def check_smoothing(label_smoothing: float) -> None:
         raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
 
 
-def names(dtypes: tuple[torch.dtype, ...]) -> str:
-    """Dtypes as messages list them."""
-    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-
-
 def _rows_like(logits: Tensor, count: int) -> tuple[Tensor, ...]:
     return tuple(logits.new_empty((logits.shape[0],), dtype=wide(logits.dtype)) for _ in range(count))
 
@@ -110,15 +110,15 @@ def check_discrepancy(logits: Tensor, labels: Tensor, table: Tensor, **options: 
     check(logits, labels, table, options["metric"], options["image_start"])
 
 
-def check_discrepancy_backward(grad_output, logits, labels, table, loss, lse, **options) -> None:
+def check_discrepancy_backward(grad_output, logits, labels, table, loss, top, total, **options) -> None:
     """The check of token_discrepancy_backward."""
     check(logits, labels, table, options["metric"], options["image_start"])
-    check_rows(logits, grad_output=grad_output, loss=loss, lse=lse)
+    check_rows(logits, grad_output=grad_output, loss=loss, top=top, total=total)
 
 
 def _discrepancy_fake(logits, labels, table, **options):
     check_discrepancy(logits, labels, table, **options)
-    return _rows_like(logits, 2)
+    return _rows_like(logits, 3)
 
 
 def _discrepancy_reference(logits, labels, table, **options):
@@ -138,14 +138,14 @@ def _discrepancy_backward_reference(*tensors, **options):
 
 TOKEN_DISCREPANCY = library.define(
     "token_discrepancy",
-    f"({_INPUTS}, *, {_COMMON}) -> (Tensor loss, Tensor lse)",
+    f"({_INPUTS}, *, {_COMMON}) -> (Tensor loss, Tensor top, Tensor total)",
     reference=_discrepancy_reference,
     fake=_discrepancy_fake,
     triton=("ladderkern.discrepancy.kernels", "token_discrepancy"),
 )
 TOKEN_DISCREPANCY_BACKWARD = library.define(
     "token_discrepancy_backward",
-    f"(Tensor grad_output, {_INPUTS}, Tensor loss, Tensor lse, *, {_COMMON}) -> Tensor",
+    f"(Tensor grad_output, {_INPUTS}, Tensor loss, Tensor top, Tensor total, *, {_COMMON}) -> Tensor",
     reference=_discrepancy_backward_reference,
     fake=_discrepancy_backward_fake,
     triton=("ladderkern.discrepancy.kernels", "token_discrepancy_backward"),
@@ -162,17 +162,17 @@ def check_joint(logits: Tensor, labels: Tensor, table: Tensor, **options: Any) -
 
 
 def check_joint_backward(
-    grad_cross_entropy, grad_discrepancy, logits, labels, table, discrepancy, lse, image_lse, **options
+    grad_cross_entropy, grad_discrepancy, logits, labels, table, discrepancy, top, total, image_top, image_total, **options
 ) -> None:
     """The check of cross_entropy_discrepancy_backward."""
     check_joint(logits, labels, table, **options)
-    check_rows(logits, grad_cross_entropy=grad_cross_entropy, grad_discrepancy=grad_discrepancy)
-    check_rows(logits, discrepancy=discrepancy, lse=lse, image_lse=image_lse)
+    check_rows(logits, grad_cross_entropy=grad_cross_entropy, grad_discrepancy=grad_discrepancy, discrepancy=discrepancy)
+    check_rows(logits, top=top, total=total, image_top=image_top, image_total=image_total)
 
 
 def _joint_fake(logits, labels, table, **options):
     check_joint(logits, labels, table, **options)
-    return _rows_like(logits, 4)
+    return _rows_like(logits, 6)
 
 
 def _joint_reference(logits, labels, table, **options):
@@ -192,15 +192,14 @@ def _joint_backward_reference(*tensors, **options):
 
 CROSS_ENTROPY_DISCREPANCY = library.define(
     "cross_entropy_discrepancy",
-    f"({_INPUTS}, *, {_JOINT}) -> (Tensor cross_entropy, Tensor discrepancy, Tensor lse, Tensor image_lse)",
+    f"({_INPUTS}, *, {_JOINT}) -> (Tensor cross_entropy, Tensor discrepancy, {_PAIRS})",
     reference=_joint_reference,
     fake=_joint_fake,
     triton=("ladderkern.discrepancy.kernels", "cross_entropy_discrepancy"),
 )
 CROSS_ENTROPY_DISCREPANCY_BACKWARD = library.define(
     "cross_entropy_discrepancy_backward",
-    f"(Tensor grad_cross_entropy, Tensor grad_discrepancy, {_INPUTS}, Tensor discrepancy, Tensor lse, Tensor image_lse, *, "
-    f"{_JOINT}) -> Tensor",
+    f"(Tensor grad_cross_entropy, Tensor grad_discrepancy, {_INPUTS}, Tensor discrepancy, {_PAIRS}, *, {_JOINT}) -> Tensor",
     reference=_joint_backward_reference,
     fake=_joint_backward_fake,
     triton=("ladderkern.discrepancy.kernels", "cross_entropy_discrepancy_backward"),
@@ -210,39 +209,8 @@ CROSS_ENTROPY_DISCREPANCY_BACKWARD = library.define(
 # ----------------------------------------------------------------------------------------------------------------- autograd
 
 
-def raise_on_double_backward(name: str) -> NoReturn:
-    """What stands where a second derivative would: silence would mean zero."""
-    raise RuntimeError(
-        f"{name} is differentiable once: its second derivative is not implemented (for a gradient penalty, write the loss in "
-        "plain PyTorch, as ladderkern.discrepancy.reference does)"
-    )
-
-
-def _differentiable(forward: library.Op, backward: library.Op, differentiable_outputs: int) -> None:
-    """Tie each overload of ``forward`` to the same overload of ``backward``, whose own derivative is an error."""
-
-    def second_derivative(ctx: Any, *grads: Any) -> NoReturn:
-        raise_on_double_backward(forward.name)
-
-    def setup_context(ctx: Any, inputs: Any, keyword_only_inputs: Any, output: Any) -> None:
-        ctx.mark_non_differentiable(*output[differentiable_outputs:])
-        ctx.save_for_backward(*inputs, *output[differentiable_outputs - 1 :])
-        ctx.options = keyword_only_inputs
-
-    for name in ("default", "reference", "triton"):
-        gradient = getattr(backward, name)
-
-        def backward_of(ctx, *grads, gradient=gradient):
-            return gradient(*grads[:differentiable_outputs], *ctx.saved_tensors, **ctx.options), None, None
-
-        suffix = "" if name == "default" else f".{name}"
-        register = partial(torch.library.register_autograd, lib=library.LIBRARY)
-        register(f"{library.NAMESPACE}::{forward.name}{suffix}", backward_of, setup_context=setup_context)
-        register(f"{library.NAMESPACE}::{backward.name}{suffix}", second_derivative)
-
-
-_differentiable(TOKEN_DISCREPANCY, TOKEN_DISCREPANCY_BACKWARD, 1)
-_differentiable(CROSS_ENTROPY_DISCREPANCY, CROSS_ENTROPY_DISCREPANCY_BACKWARD, 2)
+library.differentiable(TOKEN_DISCREPANCY, TOKEN_DISCREPANCY_BACKWARD, 1, saved=slice(0, 3))
+library.differentiable(CROSS_ENTROPY_DISCREPANCY, CROSS_ENTROPY_DISCREPANCY_BACKWARD, 2, saved=slice(1, 6))
 
 
 class _Once(torch.autograd.Function):
@@ -253,7 +221,7 @@ class _Once(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> NoReturn:
-        raise_on_double_backward(ctx.name)
+        library.raise_on_double_backward(ctx.name)
 
 
 def differentiable_once(name: str, gradient: Tensor, *reached: Tensor) -> Tensor:

@@ -9,9 +9,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..runtime import backend
+from ..runtime.checks import values_readable
 from .ops import check_columns, check_inputs, check_smoothing, differentiable_once
-from .reference import distance_rows, image_codes, wide
-from .rows import check_vocabulary, values_readable
+from .reference import distance_rows, exact_sum, exponentials, image_codes, wide
+from .rows import RowStatistics, check_vocabulary
 
 
 def group_of(group: Any) -> Any:
@@ -26,16 +27,6 @@ def group_of(group: Any) -> Any:
         reason = "a vocabulary sharded over a group is served by plain PyTorch alone"
         raise backend.BackendUnavailable(f"backend {backend.current()!r} cannot serve group=: {reason}")
     return group
-
-
-class ShardStatistics(NamedTuple):
-    """What a backward needs of each row, the same on every rank.  5 x [T]"""
-
-    discrepancy: Tensor
-    maximum: Tensor
-    total: Tensor  # sum of exp(x - maximum)
-    image_maximum: Tensor
-    image_total: Tensor
 
 
 class _ImageColumns(NamedTuple):
@@ -54,8 +45,6 @@ class VocabularyShard:
 
     ``joint``: with cross-entropy over all columns, else its results are zeros.
     """
-
-    statistics = ShardStatistics
 
     def __init__(self, group: Any, table: Tensor, options: dict[str, Any], joint: bool) -> None:
         self.group = group
@@ -82,7 +71,7 @@ class VocabularyShard:
                 check_vocabulary(labels, ends[-1], self.ignore_index)
         return ends[dist.get_rank(self.group)] - width, ends[-1]
 
-    def forward(self, logits: Tensor, labels: Tensor, place: tuple[Tensor, Tensor]) -> tuple[Tensor, ShardStatistics]:
+    def forward(self, logits: Tensor, labels: Tensor, place: tuple[Tensor, Tensor]) -> tuple[Tensor, RowStatistics]:
         """(cross_entropy, statistics with the discrepancy) of each row.  [T]"""
         check_inputs(logits, labels, self.table, self.distances["metric"])
         check_smoothing(self.label_smoothing)
@@ -91,61 +80,51 @@ class VocabularyShard:
         columns = self._image_columns(logits, first)
         codes, image = image_codes(labels, self.image_start, self.table.shape[0])
         x = self._image_logits(logits, image, columns)
-        maxima = [_row_max(x)]
+        tops = [_row_max(x)]
         if self.joint:
             ignored = labels == self.ignore_index
             text = torch.where(ignored[:, None], 0.0, logits.to(dtype))
-            maxima.append(_row_max(text))
-        packed = torch.stack(maxima)
+            tops.append(_row_max(text))
+        packed = torch.stack(tops)
         dist.all_reduce(packed, dist.ReduceOp.MAX, group=self.group)
-        image_maximum = torch.where(image, packed[0], 0.0)
-        e = torch.exp(x - image_maximum[:, None])
-        sums = [_sum(e), _sum(e * self._distance_rows(codes, columns, dtype))]
-        maximum = packed[-1]
+        image_top, top = torch.where(image, packed[0], 0.0), packed[-1]
+        e = exponentials(x, image_top)
+        sums = [exact_sum(e), exact_sum(e * self._distance_rows(codes, columns, dtype))]
         if self.joint:
-            shifted = text - maximum[:, None]
+            shifted = text - top[:, None]
             own = labels[:, None] - first == torch.arange(logits.shape[1], device=logits.device)
-            sums += [_sum(torch.exp(shifted)), _sum(torch.where(own, shifted, 0.0))]
+            sums += [exact_sum(exponentials(text, top)), exact_sum(torch.where(own, shifted, 0.0))]
             if self.label_smoothing > 0:
-                sums.append(_sum(shifted))
+                sums.append(exact_sum(shifted))
         packed = torch.stack(sums)
         dist.all_reduce(packed, dist.ReduceOp.SUM, group=self.group)
-        discrepancy = torch.where(image, packed[1] / packed[0], 0.0)
-        cross_entropy, total = torch.zeros_like(discrepancy), packed[0]
+        image_total, discrepancy = packed[0], torch.where(image, packed[1] / packed[0], 0.0)
+        cross_entropy, total = torch.zeros_like(discrepancy), torch.zeros_like(discrepancy)
         if self.joint:
-            total = packed[2]
+            total = torch.where((labels < 0) | (labels >= V), float("nan"), packed[2])
             cross_entropy = total.log() - (1.0 - self.label_smoothing) * packed[3]
             if self.label_smoothing > 0:
                 cross_entropy = cross_entropy - self.label_smoothing * packed[4] / V
-            cross_entropy = torch.where((labels < 0) | (labels >= V), float("nan"), cross_entropy)
-            cross_entropy = torch.where(ignored, 0.0, cross_entropy)
-        sums = [t.to(dtype) for t in (cross_entropy, discrepancy, total, packed[0])]
-        return sums[0], ShardStatistics(sums[1], maximum, sums[2], image_maximum, sums[3])
+            cross_entropy, top, total = (torch.where(ignored, 0.0, t) for t in (cross_entropy, top, total))
+        rows = (t.to(dtype) for t in (discrepancy, top, total, image_top, image_total))
+        return cross_entropy.to(dtype), RowStatistics(*rows)
 
-    def backward(
-        self,
-        grad_cross_entropy: Tensor,
-        grad_discrepancy: Tensor,
-        logits: Tensor,
-        labels: Tensor,
-        place: tuple[Tensor, Tensor],
-        statistics: ShardStatistics,
-    ) -> Tensor:
-        """The gradient of this rank's columns.  [T, V of this rank]"""
+    def backward(self, grads: tuple[Tensor, Tensor], logits: Tensor, labels: Tensor, place: Any, rows: RowStatistics) -> Tensor:
+        """The gradient of this rank's columns from those of both terms.  [T, V of this rank]"""
         first, V = place
         dtype = wide(logits.dtype)
         gradient = torch.zeros(logits.shape, dtype=dtype, device=logits.device)
         if self.joint:
-            p = torch.exp(logits.to(dtype) - statistics.maximum[:, None]) / statistics.total[:, None]
+            p = exponentials(logits.to(dtype), rows.top) / rows.total[:, None]
             own = labels[:, None] - first == torch.arange(logits.shape[1], device=logits.device)
             text = p - (own.to(dtype) * (1.0 - self.label_smoothing) + self.label_smoothing / V.to(dtype))
-            gradient = torch.where((labels == self.ignore_index)[:, None], 0.0, grad_cross_entropy[:, None] * text)
+            gradient = torch.where((labels == self.ignore_index)[:, None], 0.0, grads[0][:, None] * text)
         columns = self._image_columns(logits, first)
         codes, image = image_codes(labels, self.image_start, self.table.shape[0])
         x = self._image_logits(logits, image, columns)
-        p = torch.exp(x - statistics.image_maximum[:, None]) / statistics.image_total[:, None]
-        part = p * (self._distance_rows(codes, columns, dtype) - statistics.discrepancy[:, None])
-        part = torch.where(image[:, None] & columns.inside, grad_discrepancy[:, None] * part, 0.0)
+        p = exponentials(x, rows.image_top) / rows.image_total[:, None]
+        part = p * (self._distance_rows(codes, columns, dtype) - rows.discrepancy[:, None])
+        part = torch.where(image[:, None] & columns.inside, grads[1][:, None] * part, 0.0)
         return gradient.index_add_(1, columns.position, part).to(logits.dtype)
 
     def _image_columns(self, logits: Tensor, first: Tensor) -> _ImageColumns:
@@ -168,11 +147,6 @@ def _row_max(x: Tensor) -> Tensor:
     return x.amax(dim=1) if x.shape[1] else x.new_full((x.shape[0],), float("-inf"))
 
 
-def _sum(x: Tensor) -> Tensor:
-    """Sum of each row; in double, since the parts are few and their order is the group's.  [T] float64"""
-    return x.sum(dim=1, dtype=torch.float64)
-
-
 class ShardedLoss(torch.autograd.Function):
     """(cross_entropy, discrepancy) of each row, differentiable once in this rank's logits."""
 
@@ -189,7 +163,7 @@ class ShardedLoss(torch.autograd.Function):
     def backward(ctx: Any, grad_cross_entropy: Tensor, grad_discrepancy: Tensor) -> tuple[Tensor, None, None, None]:
         logits, labels, first, V, *statistics = ctx.saved_tensors
         with torch.no_grad():
-            rows = (logits, labels, (first, V), ShardStatistics(*statistics))
-            gradient = ctx.shard.backward(grad_cross_entropy, grad_discrepancy, *rows)
+            rows = RowStatistics(*statistics)
+            gradient = ctx.shard.backward((grad_cross_entropy, grad_discrepancy), logits, labels, (first, V), rows)
         gradient = differentiable_once("a sharded loss", gradient, logits, grad_cross_entropy, grad_discrepancy)
         return gradient, None, None, None

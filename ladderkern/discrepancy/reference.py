@@ -67,19 +67,38 @@ def image_logits(logits: Tensor, image: Tensor, image_start: int, num_codes: int
     return torch.where(image[:, None], columns, 0.0)
 
 
+def exponentials(x: Tensor, top: Tensor) -> Tensor:
+    """exp(x - top), top the largest of each row; 0 in a row of nothing but -inf.  [T, N], [T] -> [T, N]"""
+    return torch.exp(x - torch.where(top == float("-inf"), 0.0, top)[:, None])
+
+
+def exact_sum(x: Tensor) -> Tensor:
+    """Sum of each row in float64, so that it is its terms alone that are rounded.  [T, N] -> [T] float64"""
+    return x.sum(dim=1, dtype=torch.float64)
+
+
 def token_discrepancy(
     logits: Tensor, labels: Tensor, table: Tensor, *, metric: int, offset: float, scale: float, image_start: int
-) -> tuple[Tensor, Tensor]:
-    """Per row: loss = sum_j p_j D[y, j], p the softmax over the image columns, and their logsumexp; 0 in skipped rows.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Per row: loss = sum_j p_j D[y, j], p = exp(x - top) / total the softmax over the image columns; 0 in skipped rows.
 
-    Returns (loss, lse).  [T], [T], float32 (float64 for float64 logits)
+    A backward gets the pair (top, total), not the logsumexp: one rounding of that, as large as a common offset of the logits
+    makes it, would be an error of every p.
+
+    Returns (loss, top, total).  3 x [T], float32 (float64 for float64 logits)
     """
     num_codes = table.shape[0]
     codes, image = image_codes(labels, image_start, num_codes)
     x = image_logits(logits, image, image_start, num_codes)
+    top = x.detach().amax(dim=1)
+    e = exponentials(x, top)
+    total = exact_sum(e)
     distances = distance_rows(codes, table, metric, offset, scale, x.dtype)
-    loss = (torch.softmax(x, dim=1) * distances).sum(dim=1)
-    return torch.where(image, loss, 0.0), torch.where(image, torch.logsumexp(x, dim=1), 0.0)
+    loss = exact_sum(e * distances) / total
+    # Again with what the first sum lost: gradients are differences from the loss.
+    loss = loss + exact_sum(e * (distances - loss[:, None])) / total
+    loss, top, total = (torch.where(image, t, 0.0).to(x.dtype) for t in (loss, top, total))
+    return loss, top, total
 
 
 def token_discrepancy_backward(
@@ -88,24 +107,22 @@ def token_discrepancy_backward(
     labels: Tensor,
     table: Tensor,
     loss: Tensor,
-    lse: Tensor,
+    top: Tensor,
+    total: Tensor,
     *,
     metric: int,
     offset: float,
     scale: float,
     image_start: int,
 ) -> Tensor:
-    """grad_j = grad_output * p_j (D[y, j] - loss) on the image columns, 0 elsewhere and in skipped rows.  [T, V]
-
-    The softmax is taken anew, not as exp(x - lse): a rounding of lse is as large as the logits' common offset makes it.
-    """
+    """grad_j = grad_output * p_j (D[y, j] - loss) on the image columns, 0 elsewhere and in skipped rows.  [T, V]"""
     num_codes = table.shape[0]
     codes, image = image_codes(labels, image_start, num_codes)
     x = image_logits(logits, image, image_start, num_codes)
     distances = distance_rows(codes, table, metric, offset, scale, x.dtype)
-    gradient = grad_output[:, None] * torch.softmax(x, dim=1) * (distances - loss[:, None])
-    gradient = torch.where(image[:, None], gradient, 0.0).to(logits.dtype)
-    return F.pad(gradient, (image_start, logits.shape[1] - image_start - num_codes))
+    p = exponentials(x, top) / total[:, None]
+    gradient = torch.where(image[:, None], grad_output[:, None] * p * (distances - loss[:, None]), 0.0)
+    return F.pad(gradient.to(logits.dtype), (image_start, logits.shape[1] - image_start - num_codes))
 
 
 def text_logits(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
@@ -127,23 +144,26 @@ def cross_entropy_discrepancy(
     image_start: int,
     ignore_index: int,
     label_smoothing: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Cross-entropy over all columns, -(1 - eps) log p_y - eps mean_j log p_j, and the discrepancy over the image columns.
 
-    Returns (cross_entropy, discrepancy, lse over all columns, image_lse); cross_entropy and lse are 0 in ignored rows.  4 x [T]
+    Returns (cross_entropy, discrepancy, top, total, image_top, image_total): the pairs of all and of the image columns;
+    cross_entropy, top and total are 0 in ignored rows.  6 x [T]
     """
     x = text_logits(logits, labels, ignore_index)
-    log_p = torch.log_softmax(x, dim=1)
+    top = x.detach().amax(dim=1)
+    total = exact_sum(exponentials(x, top))
     target = labels.clamp(0, logits.shape[1] - 1)[:, None]
-    cross_entropy = -(1.0 - label_smoothing) * log_p.gather(1, target).squeeze(1)
+    own = x.gather(1, target).squeeze(1).double() - top  # of differences alone: a common offset has no part in the loss
+    cross_entropy = total.log() - (1.0 - label_smoothing) * own
     if label_smoothing > 0:  # else a column of -inf would make 0 * inf
-        cross_entropy = cross_entropy - label_smoothing * log_p.mean(dim=1)
+        cross_entropy = cross_entropy - label_smoothing * exact_sum(x - top[:, None]) / logits.shape[1]
     ignored = labels == ignore_index
-    discrepancy, image_lse = token_discrepancy(
+    cross_entropy, top, total = (torch.where(ignored, 0.0, t).to(x.dtype) for t in (cross_entropy, top, total))
+    discrepancy, image_top, image_total = token_discrepancy(
         logits, labels, table, metric=metric, offset=offset, scale=scale, image_start=image_start
     )
-    lse = torch.where(ignored, 0.0, torch.logsumexp(x, dim=1))
-    return torch.where(ignored, 0.0, cross_entropy), discrepancy, lse, image_lse
+    return cross_entropy, discrepancy, top, total, image_top, image_total
 
 
 def cross_entropy_discrepancy_backward(
@@ -153,8 +173,10 @@ def cross_entropy_discrepancy_backward(
     labels: Tensor,
     table: Tensor,
     discrepancy: Tensor,
-    lse: Tensor,
-    image_lse: Tensor,
+    top: Tensor,
+    total: Tensor,
+    image_top: Tensor,
+    image_total: Tensor,
     *,
     metric: int,
     offset: float,
@@ -168,13 +190,15 @@ def cross_entropy_discrepancy_backward(
     V = logits.shape[1]
     target = labels.clamp(0, V - 1)[:, None] == torch.arange(V, device=labels.device)
     wanted = torch.full_like(x, label_smoothing / V).masked_fill_(target, 1.0 - label_smoothing + label_smoothing / V)
-    gradient = grad_cross_entropy[:, None] * (torch.softmax(x, dim=1) - wanted)
+    p = exponentials(x, top) / total[:, None]
+    gradient = grad_cross_entropy[:, None] * (p - wanted)
     gradient = torch.where((labels == ignore_index)[:, None], 0.0, gradient)
 
     num_codes = table.shape[0]
     codes, image = image_codes(labels, image_start, num_codes)
     x = image_logits(logits, image, image_start, num_codes)
     distances = distance_rows(codes, table, metric, offset, scale, x.dtype)
-    part = grad_discrepancy[:, None] * torch.softmax(x, dim=1) * (distances - discrepancy[:, None])
+    p = exponentials(x, image_top) / image_total[:, None]
+    part = grad_discrepancy[:, None] * p * (distances - discrepancy[:, None])
     gradient[:, image_start : image_start + num_codes] += torch.where(image[:, None], part, 0.0)
     return gradient.to(logits.dtype)

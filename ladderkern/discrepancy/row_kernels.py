@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..spam.formula_kernels import divide, sqrt
+from ..runtime.math_kernels import divide, sqrt
 
 
 @triton.jit
@@ -79,34 +79,35 @@ def finish(b_m, b_l):
 
 
 @triton.jit
+def saved_top(m, total):
+    """m, but -inf where all columns are -inf (m is the lowest number then), and NaN where one is."""
+    return tl.where(total > 0.0, m, tl.log(total))
+
+
+@triton.jit
 def image_softmax(
-    p_x, p_table, code, offset, scale, N_CODES: tl.constexpr, METRIC: tl.constexpr, DIM: tl.constexpr,
-    WEIGHTED: tl.constexpr, W: tl.constexpr, BLOCK: tl.constexpr,
+    p_x, p_table, code, offset, scale, N_CODES: tl.constexpr, METRIC: tl.constexpr, DIM: tl.constexpr, W: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """(m, l) over the N_CODES columns at ``p_x``, and the mean of their distances to ``code`` (WEIGHTED, else 0)."""
-    loss = tl.full([], 0.0, W)
-    if N_CODES <= BLOCK:  # the row stays in registers: a backward loads it once
+    """(m, l) over the N_CODES columns at ``p_x``, and the mean of their distances to ``code``."""
+    if N_CODES <= BLOCK:  # one maximum first costs less than one a lane
         o = tl.arange(0, BLOCK)
         m_o = o < N_CODES
         b_x = load_wide(p_x, o, m_o, W)
         m = tl.maximum(tl.max(b_x, axis=0), lowest([], W))
         b_e = tl.exp(b_x - m)
         total = tl.sum(b_e, axis=0)
-        if WEIGHTED:
-            loss = mean(b_e, b_e * distances(p_table, code, o, m_o, offset, scale, N_CODES, METRIC, DIM, W), total)
-        return m, total, loss
+        b_d = distances(p_table, code, o, m_o, offset, scale, N_CODES, METRIC, DIM, W)
+        return m, total, mean(b_e, b_e * b_d, total)
     else:
         b_m, b_l, b_w = lowest([BLOCK], W), tl.zeros([BLOCK], W), tl.zeros([BLOCK], W)
         for start in range(0, N_CODES, BLOCK):
             o = start + tl.arange(0, BLOCK)
             m_o = o < N_CODES
             b_m, b_l, b_fade, b_e = absorb(b_m, b_l, load_wide(p_x, o, m_o, W))
-            if WEIGHTED:
-                b_w = b_w * b_fade + b_e * distances(p_table, code, o, m_o, offset, scale, N_CODES, METRIC, DIM, W)
+            b_w = b_w * b_fade + b_e * distances(p_table, code, o, m_o, offset, scale, N_CODES, METRIC, DIM, W)
         m, total, b_fade = finish(b_m, b_l)
-        if WEIGHTED:
-            loss = mean(b_l * b_fade, b_w * b_fade, total)
-        return m, total, loss
+        return m, total, mean(b_l * b_fade, b_w * b_fade, total)
 
 
 @triton.jit
@@ -142,13 +143,12 @@ def block_counts(
 def whole_softmax(
     p_x, p_table, code, counted, image, middle, offset, scale,
     IMAGE_START: tl.constexpr, N_CODES: tl.constexpr, N_COLUMNS: tl.constexpr, METRIC: tl.constexpr, DIM: tl.constexpr,
-    WEIGHTED: tl.constexpr, SMOOTH: tl.constexpr, W: tl.constexpr, BLOCK: tl.constexpr,
+    SMOOTH: tl.constexpr, W: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One pass over a row: (m, l) of all columns, (m, l, mean distance) of the image columns, sum of x - middle over all.
 
-    The mean only if WEIGHTED, the sum only if SMOOTH, else 0.
-
-    The image columns keep a maximum of their own: the text's may be so high that they would vanish beside it.
+    The sum only if SMOOTH, else 0. The image columns keep a maximum of their own: the text's may be so high that they would
+    vanish beside it.
     """
     FIRST: tl.constexpr = IMAGE_START // BLOCK * BLOCK
     b_m, b_l, b_sum = lowest([BLOCK], W), tl.zeros([BLOCK], W), tl.zeros([BLOCK], W)
@@ -168,15 +168,12 @@ def whole_softmax(
         b_x = load_wide(p_x, o, m_o, W)
         b_m, b_l, _, _ = absorb(b_m, b_l, tl.where(m_image, float("-inf"), b_x))
         b_im, b_il, b_fade, b_e = absorb(b_im, b_il, tl.where(m_image, b_x, float("-inf")))
-        if WEIGHTED:
-            b_d = distances(p_table, code, o - IMAGE_START, m_image, offset, scale, N_CODES, METRIC, DIM, W)
-            b_iw = b_iw * b_fade + b_e * b_d
+        b_d = distances(p_table, code, o - IMAGE_START, m_image, offset, scale, N_CODES, METRIC, DIM, W)
+        b_iw = b_iw * b_fade + b_e * b_d
         if SMOOTH:
             b_sum += tl.where(m_o, b_x - middle, 0.0)
     image_m, image_l, b_fade = finish(b_im, b_il)
-    loss = tl.full([], 0.0, W)
-    if WEIGHTED:
-        loss = mean(b_il * b_fade, b_iw * b_fade, image_l)
+    loss = mean(b_il * b_fade, b_iw * b_fade, image_l)
     text_m, text_l, _ = finish(b_m, b_l)
     m = tl.maximum(text_m, image_m)
     total = text_l * tl.exp(text_m - m) + image_l * tl.exp(image_m - m)
@@ -184,9 +181,9 @@ def whole_softmax(
 
 
 @triton.jit
-def text_gradient(b_x, o, label, counted, grad, m, norm, target, share):
-    """grad (softmax_j - (1 - eps) [j = y] - eps / V), softmax = exp(x - m) norm; target, share: what y and others lose."""
-    b_p = tl.exp(b_x - m) * norm
+def text_gradient(b_x, o, label, counted, grad, top, norm, target, share):
+    """grad (softmax_j - (1 - eps) [j = y] - eps / V), softmax = exp(x - top) norm; target, share: what y and others lose."""
+    b_p = tl.exp(b_x - top) * norm
     return tl.where(counted, grad * (b_p - tl.where(o == label, target, share)), 0.0)
 
 

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..runtime.checks import values_readable
 from .table import DistanceTable
 
 REDUCTIONS = ("mean", "sum", "none")
+
+
+class RowStatistics(NamedTuple):
+    """What a backward of the joint loss needs of each row: the ops' outputs, all but the cross-entropy.  5 x [T]"""
+
+    discrepancy: Tensor
+    top: Tensor
+    total: Tensor
+    image_top: Tensor
+    image_total: Tensor
 
 
 def check_options(table: Any, reduction: str, shift: int, **normalizers: Any) -> None:
@@ -84,13 +94,6 @@ def reduce(losses: Tensor, counted: Tensor, reduction: str, normalizer: Any) -> 
         normalizer = normalizer.detach().to(total.dtype)
         return total / torch.where((count == 0) & (normalizer == 0), 1.0, normalizer)
     return total / (normalizer if normalizer else torch.where(count == 0, 1.0, 0.0).to(total.dtype))
-
-
-def values_readable(tensor: Tensor) -> bool:
-    """Whether checks may read values: on CPU, on a device with LADDERKERN_CHECK=1 (it synchronises), never in a trace."""
-    if torch.compiler.is_compiling() or type(tensor) not in (Tensor, nn.Parameter):
-        return False
-    return tensor.device.type == "cpu" or (os.environ.get("LADDERKERN_CHECK") == "1" and not tensor.is_meta)
 
 
 def check_vocabulary(labels: Tensor, width: Any, ignore_index: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .library import NATIVE, OPS, Op
+from .library import CUDA, NATIVE, OPS, Op
 
 NAMES = ("auto", "reference", "native", "triton", "cuda")
 _BEST_FIRST = {"cuda": ("cuda", "triton", "reference"), "cpu": ("native", "reference")}
@@ -95,10 +95,12 @@ def interpreting() -> bool:
 
 def _why_not(op: Op, name: str, device: str) -> str:
     """Why backend ``name`` cannot serve ``op`` on tensors of ``device``; empty if it can."""
-    if name == "cuda":
-        return "the CUDA library is not built" if device == "cuda" else f"it serves CUDA tensors, not {device}"
+    if name == "cuda" and device != "cuda":
+        return f"it serves CUDA tensors, not {device}"
     if name not in op.backends:
         return f"the op is written for {', '.join(op.backends)} alone"
+    if name == "cuda":
+        return "" if CUDA.loaded else f"the CUDA library: {CUDA.reason}"
     if name == "native":
         if device != "cpu":
             return f"it serves CPU tensors, not {device}"

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from .backend import current, interpreting
-from .library import NATIVE
+from .library import CUDA, NATIVE
 
 
 def _triton_version() -> str | None:
@@ -38,7 +38,7 @@ def info() -> dict[str, str]:
         "backend": current(),
         "native": f"loaded, CPU tier {NATIVE.tier}" if NATIVE.loaded else NATIVE.reason,
         "triton": (triton + (", interpreting" if interpreting() else "")) if triton else "not installed",
-        "cuda library": "not built",
+        "cuda library": f"loaded, built with CUDA {CUDA.version}" if CUDA.loaded else CUDA.reason,
         "gpu": ", ".join(gpus) or "none visible",
         "nccl": "available" if distributed and dist.is_nccl_available() else "not available",
         "gloo": "available" if distributed and dist.is_gloo_available() else "not available",

@@ -1,7 +1,8 @@
 """Op registration and loading of the compiled library.
 
 Python owns every schema, so that the package works with no compiled part. Each op has three overloads of one schema:
-the default one, which the dispatcher resolves (native C++ on CPU where it is built, Triton on a GPU, else the reference),
+the default one, which the dispatcher resolves (native C++ on CPU where it is built, CUDA C++ or Triton on a GPU, else the
+reference),
 and ``.reference`` and ``.triton``, which force that implementation. Being ops, all three compile, export and pass opcheck.
 """
 
@@ -37,10 +38,19 @@ class Op:
 OPS: dict[str, Op] = {}
 
 
-def define(name: str, schema: str, *, reference: Callable[..., Any], fake: Callable[..., Any], triton: tuple[str, str]) -> Op:
+def define(
+    name: str,
+    schema: str,
+    *,
+    reference: Callable[..., Any],
+    fake: Callable[..., Any],
+    triton: tuple[str, str],
+    cuda: bool = False,
+) -> Op:
     """Register one op: schema text, fake, and its Python implementations.
 
-    ``triton`` is (module, function) of the launcher: Triton is imported when the first call needs it, not before.
+    ``triton`` is (module, function) of the launcher: Triton is imported when the first call needs it, not before. ``cuda``:
+    the CUDA library implements the op too, and where that is loaded it serves CUDA tensors.
     """
     module, function = triton
 
@@ -51,10 +61,11 @@ def define(name: str, schema: str, *, reference: Callable[..., Any], fake: Calla
         LIBRARY.define(f"{name}{overload}{schema}")
         LIBRARY.impl(f"{name}{overload}", implementation, "CompositeExplicitAutograd")
         torch.library.register_fake(f"{NAMESPACE}::{name}{overload}", fake, lib=LIBRARY)
-    if importlib.util.find_spec("triton") is not None:
+    if importlib.util.find_spec("triton") is not None and not (cuda and CUDA.loaded):
         LIBRARY.impl(name, launch, "CUDA")  # also ROCm, whose dispatch key is the same
     packet = getattr(getattr(torch.ops, NAMESPACE), name)
-    OPS[name] = Op(name, packet.default, packet.reference, packet.triton, ("native", "triton", "reference"))
+    backends = ("native", "cuda", "triton", "reference") if cuda else ("native", "triton", "reference")
+    OPS[name] = Op(name, packet.default, packet.reference, packet.triton, backends)
     return OPS[name]
 
 
@@ -117,14 +128,24 @@ class NativeStatus:
     tier: str = "none"  # of the CPU: baseline, avx2 or avx512
 
 
-def _load_native() -> NativeStatus:
-    path = Path(__file__).resolve().parent.parent / "lib" / "libladderkern_native.so"
-    if not path.exists():
-        return NativeStatus(False, "not built: this is a pure-Python installation")
+_FOLDER = Path(__file__).resolve().parent.parent / "lib"
+
+
+def _load_error(path: Path) -> str:
+    """Loads a library, which registers what it implements; the reason if it fails."""
     try:
         torch.ops.load_library(str(path))
     except (OSError, RuntimeError) as error:
-        return NativeStatus(False, f"failed to load: {str(error).splitlines()[0]}")
+        return f"failed to load: {str(error).splitlines()[0]}"
+    return ""
+
+
+def _load_native() -> NativeStatus:
+    path = _FOLDER / "libladderkern_native.so"
+    if not path.exists():
+        return NativeStatus(False, "not built: this is a pure-Python installation")
+    if error := _load_error(path):
+        return NativeStatus(False, error)
     query = ctypes.CDLL(str(path)).ladderkern_cpu_isa
     query.restype = ctypes.c_char_p
     tier: bytes | None = query()
@@ -134,4 +155,29 @@ def _load_native() -> NativeStatus:
     return NativeStatus(True, "", tier.decode())
 
 
+@dataclass(frozen=True)
+class CudaStatus:
+    """Whether the CUDA library serves CUDA tensors, and if not, why."""
+
+    loaded: bool
+    reason: str
+    version: str = "none"  # of the CUDA toolkit that it is built with
+
+
+def _load_cuda() -> CudaStatus:
+    path = _FOLDER / "libladderkern_cuda.so"
+    if torch.version.cuda is None:
+        return CudaStatus(False, "torch is built without CUDA")
+    if not path.exists():
+        return CudaStatus(False, "not built: nvcc was not found when ladderkern was built")
+    if error := _load_error(path):
+        return CudaStatus(False, error)
+    library = ctypes.CDLL(str(path))
+    library.ladderkern_cuda_reason.restype = ctypes.c_char_p
+    reason: bytes = library.ladderkern_cuda_reason()
+    version = int(library.ladderkern_cuda_version())
+    return CudaStatus(not reason, reason.decode(), f"{version // 1000}.{version // 10 % 100}")
+
+
 NATIVE = _load_native()
+CUDA = _load_cuda()

@@ -8,27 +8,11 @@ import math
 import triton
 import triton.language as tl
 
+from ..runtime.math_kernels import divide, sqrt
+
 _INVERSE_FACTORIAL = tl.constexpr(tuple(1.0 / math.factorial(i) for i in range(22)))
 
 # ------------------------------------------------------------------------------------------------ scalars of the schedule
-
-
-@triton.jit
-def divide(x, y):
-    """x / y, rounded to nearest (plain ``/`` is approximate in float32)."""
-    if x.dtype == tl.float64:
-        return x / y
-    else:
-        return tl.div_rn(x, y)
-
-
-@triton.jit
-def sqrt(x):
-    """sqrt(x), rounded to nearest (plain ``tl.sqrt`` is approximate and flushes subnormals in float32)."""
-    if x.dtype == tl.float64:
-        return tl.sqrt(x)
-    else:
-        return tl.sqrt_rn(x)
 
 
 @triton.jit
@@ -109,26 +93,6 @@ def bits_below(bits, j):
     return (x + (x >> 8)) & 0x1F
 
 
-@triton.jit
-def round_stochastically(x, noise):
-    """float -> bfloat16, as ``reference.round_stochastically``."""
-    bits = x.to(tl.float32).to(tl.uint32, bitcast=True)
-    size = bits & 0x7FFFFFFF
-    rounded = tl.where(size < 0x7F800000, bits + noise, bits)
-    rounded = tl.where(size > 0x7F800000, bits | 0x400000, rounded)
-    return (rounded >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
-
-
-@triton.jit
-def rounded(x, D: tl.constexpr):
-    """x to nearest in D, ties to even. By hand for bfloat16: the interpreter's own conversion cuts off."""
-    if D.is_bf16():
-        bits = x.to(tl.float32).to(tl.uint32, bitcast=True)
-        return round_stochastically(x, 0x7FFF + ((bits >> 16) & 1))
-    else:
-        return x.to(D)
-
-
 # ----------------------------------------------------------------------------------------------------- where elements lie
 
 
@@ -169,21 +133,3 @@ def table_fields(p_row, n_tensors, N: tl.constexpr):
     for i in tl.static_range(N):
         fields = fields + (tl.load(p_row + i * n_tensors),)
     return fields
-
-
-@triton.jit
-def numbers_of(arguments, T: tl.constexpr):
-    """Scalar arguments in the arithmetic dtype: floats, or the bits of doubles, for which a launch has no argument type."""
-    numbers = ()
-    for i in tl.static_range(len(arguments)):
-        if T.is_fp64():
-            numbers = numbers + (tl.cast(tl.cast(arguments[i], tl.int64), T, bitcast=True),)
-        else:
-            numbers = numbers + (tl.cast(arguments[i], T),)
-    return numbers
-
-
-@triton.jit
-def everywhere(flag, like):
-    """A scalar flag as a mask of the shape of ``like``: the interpreter cannot ``&`` a mask and a scalar."""
-    return tl.broadcast_to(flag.to(tl.int32), like.shape) != 0

@@ -12,23 +12,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ..runtime.launch import TableCache, double_bits, on_device, power_of_two, signed_word, stand_ins, walk_together
+from ..runtime.math_kernels import divide, everywhere, numbers_of, round_stochastically, rounded, sqrt
 from . import ops
-from .formula_kernels import (
-    bits_below,
-    divide,
-    everywhere,
-    find,
-    numbers_of,
-    phase,
-    position,
-    random_word,
-    round_stochastically,
-    rounded,
-    sqrt,
-    step_size,
-    stratum_bits,
-    table_fields,
-)
+from .formula_kernels import bits_below, find, phase, position, random_word, step_size, stratum_bits, table_fields
 from .reference import _ROUNDING_STREAM, STRATUM, Hyper, _log
 
 DENSE, ELEMENT, ROW = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)

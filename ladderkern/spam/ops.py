@@ -122,6 +122,7 @@ SPAM_STEP = library.define(
     reference=_step_reference,
     fake=_step_fake,
     triton=("ladderkern.spam.kernels", "spam_step_"),
+    cuda=True,
 )
 SPAM_UPDATE = library.define_composite("spam_update", _UPDATE, _update)
 

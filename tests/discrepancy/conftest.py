@@ -1,5 +1,7 @@
 """Cases as training has them, an oracle in extended precision, and the plain eager chain that users would write."""
 
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +11,8 @@ import torch.nn.functional as F
 
 import ladderkern
 from ladderkern.testing import floats
+
+sys.path.insert(0, str(Path(__file__).parent))  # with --import-mode=importlib a test does not see its neighbours
 
 METRICS = ("mse", "sqeuclidean", "euclidean")
 STORAGES = ("table", "codebook")
@@ -45,14 +49,14 @@ def make_case(
 
 
 def true_distances(table):
-    """The distances that the table stands for, from what it stores, in float64.  [N, N]"""
-    data = table.data.double()
+    """The distances that the table stands for, from what it stores, in 80-bit numbers, as float64.  [N, N]"""
+    data = table.data.double().numpy().astype(np.longdouble)
     if table.storage == "table":
         D = data * table.scale + table.offset
     else:
-        D = (data[:, None] - data[None]).square().sum(-1)
-        D = {"mse": D / data.shape[1], "euclidean": D.sqrt()}.get(table.metric, D)
-    return D.fill_diagonal_(0.0)
+        D = ((data[:, None] - data[None]) ** 2).sum(-1)
+        D = {"mse": D / data.shape[1], "euclidean": np.sqrt(D)}.get(table.metric, D)
+    return torch.from_numpy(D.astype(np.float64)).fill_diagonal_(0.0)
 
 
 def oracle(logits, labels, D, start, grad=None, grad_ce=None, ignore_index=-100, smoothing=0.0):
@@ -116,3 +120,18 @@ def metric(request):
 @pytest.fixture(params=STORAGES)
 def storage(request):
     return request.param
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Triton's blocks have 64 columns."""
+    from ladderkern.discrepancy import kernels
+
+    monkeypatch.setattr(kernels, "_blocks", lambda *_: {"BLOCK": 64, "num_warps": 1})
+
+
+@pytest.fixture(params=["one block", "many blocks"])
+def blocks(request):
+    """Rows here fit into one block; with blocks of 64 columns they do not, and end in the middle of one."""
+    if request.param == "many blocks":
+        request.getfixturevalue("small_blocks")

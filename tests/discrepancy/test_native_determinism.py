@@ -24,8 +24,8 @@ def results(dtype, table, metric, smoothing, rows=slice(None)):
     common = {"metric": metric, "offset": 1.75, "scale": 0.5, "image_start": START}
     joint = {**common, "ignore_index": -100, "label_smoothing": smoothing}
     inputs = (logits, labels, table)
-    loss, lse = ops.TOKEN_DISCREPANCY.default(*inputs, **common)
-    out = [loss, lse, ops.TOKEN_DISCREPANCY_BACKWARD.default(grads[1], *inputs, loss, lse, **common)]
+    saved = ops.TOKEN_DISCREPANCY.default(*inputs, **common)
+    out = [*saved, ops.TOKEN_DISCREPANCY_BACKWARD.default(grads[1], *inputs, *saved, **common)]
     ce, *saved = ops.CROSS_ENTROPY_DISCREPANCY.default(*inputs, **joint)
     return [*out, ce, *saved, ops.CROSS_ENTROPY_DISCREPANCY_BACKWARD.default(*grads, *inputs, *saved, **joint)]
 

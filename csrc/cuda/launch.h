@@ -1,0 +1,28 @@
+// What every launcher needs: the device and the stream of the call, and an error where a launch fails.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+
+namespace lk {
+
+// Makes a device the current one while it lives; `stream` is torch's current stream there.
+struct OnDevice {
+    torch::stable::accelerator::DeviceGuard guard;
+    cudaStream_t stream;
+    explicit OnDevice(int32_t device) : guard(device) {
+        void* current = nullptr;
+        STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &current));
+        stream = static_cast<cudaStream_t>(current);
+    }
+};
+
+inline void check_launch(const char* op) {
+    const cudaError_t error = cudaGetLastError();
+    STD_TORCH_CHECK(error == cudaSuccess, op, " could not launch its CUDA kernel: ", cudaGetErrorString(error));
+}
+
+} // namespace lk
