@@ -29,6 +29,7 @@ UNCHECKED = os.environ.get("LADDERKERN_BENCH_UNCHECKED", "0") not in ("", "0")
 QUICK_TESTS = {
     "spam": ("published", "optimizer", "masks", "determinism"),
     "discrepancy": ("published", "loss", "joint", "linear", "reductions", "native_determinism"),
+    "prm": ("published", "reference", "scores", "gather", "adapters", "select", "evaluate"),
     "ladder": ("reference", "norm", "ops", "stack", "comm"),
 }
 GATES = {feature: tuple(f"tests/{feature}/test_{name}.py" for name in names) for feature, names in QUICK_TESTS.items()}

@@ -4,38 +4,25 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import time
 from pathlib import Path
-
-import torch
-from tqdm import tqdm
 
 from . import demo_images_report as report
 from .demo_frozen_lake import FULL, GRID, QUICK, TOKENS, Plan
 from .demo_images_training import LOSSES, build_model, train
+from .demo_report import progress_bar
+from .demo_training import one_thread
 
 
+@one_thread()
 def run(arguments: argparse.Namespace) -> None:
     """Train with both losses, print the table, write ``images.csv`` and ``images.png``."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # steps this small gain little from more, and crawl with them where cores are shared
-    try:
-        _run(arguments)
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _run(arguments: argparse.Namespace) -> None:
     start = time.perf_counter()
     setting = dataclasses.replace(QUICK if arguments.quick else FULL, seed=arguments.seed)
-    progress = functools.partial(tqdm, desc=f"{'rendering boards':22}", unit="picture", mininterval=0.5)
     print("FrozenLake boards as image tokens: predict the picture after a move.\n", flush=True)
-    plan = Plan.draw(setting, progress)
+    plan = Plan.draw(setting, progress_bar("rendering boards", unit="picture"))
     print(introduction(plan, arguments.output), flush=True)
-    runs = [
-        train(name, plan, progress=functools.partial(tqdm, desc=f"{name:22}", unit="step", mininterval=0.5)) for name in LOSSES
-    ]
+    runs = [train(name, plan, progress=progress_bar(name)) for name in LOSSES]
     arguments.output.mkdir(parents=True, exist_ok=True)
     csv, png = arguments.output / "images.csv", arguments.output / "images.png"
     report.write_csv(runs, plan, csv)

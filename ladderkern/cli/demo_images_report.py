@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import platform
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from torch import Tensor
 from ..runtime.backend import explain
 from .demo_frozen_lake import GRID, MOVES, PATCH, TOKENS, Plan
 from .demo_images_training import Run
-from .demo_report import text_table
+from .demo_report import text_table, write_rows
 
 _HEADER = ("loss", "tokens right", "of changed tokens", "pictures right", "distance of wrong tokens", "of all tokens", "step")
 
@@ -74,10 +73,7 @@ def write_csv(runs: list[Run], plan: Plan, path: Path) -> None:
         }
         for run in runs
     ]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(rows, path)
 
 
 def write_pictures(runs: list[Run], plan: Plan, path: Path, columns: int = 6) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +12,7 @@ import torch
 from ..prm import STRATEGIES, BestOfN, StepScores, best_of_n_table, min_is_last_share, score_probs
 from ..prm.published import PUBLISHED_BEST_OF_10, REWARDMATH, RewardMath, rewardmath
 from ..runtime.backend import explain
-from .demo_report import text_table
+from .demo_report import text_table, write_rows
 from .prm_plot import write_plot
 
 TITLES = {"math_shepherd": "Math-Shepherd", "reasoneval_7b": "ReasonEval-7B"}
@@ -119,7 +118,4 @@ def write_csv(results: list[Result], path: Path) -> None:
         for result in results
         for i, name in enumerate(STRATEGIES)
     ]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(rows, path)

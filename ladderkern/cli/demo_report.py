@@ -1,30 +1,63 @@
-"""What the demo shows at the end: a table, a guide to reading it, and a plot of the losses."""
+"""What the demo's parts share in print and on disk, and the optimizer part's table, guide to reading it, and plot."""
 
 from __future__ import annotations
 
 import csv
+import functools
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..runtime.backend import explain
+from ..runtime.text import text_table
 from .demo_training import BETAS, Plan, Run
 
-_COLOURS = ("#888888", "#d62728", "#ff9f1c", "#1f4fd8", "#2a9d5c", "#8e44ad")
+COLOURS = ("#888888", "#d62728", "#ff9f1c", "#1f4fd8", "#2a9d5c", "#8e44ad")
 _HEADER = ("optimizer", "held-out loss", "lr", "optimizer step", "optimizer state")
 
 
-def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Rows under a ruled header, the first column to the left, the others to the right."""
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-    lines = [
-        "  ".join((row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))))
-        for row in (header, tuple("─" * w for w in widths), *rows)
-    ]
-    return "\n".join(lines)
+def progress_bar(title: str, unit: str = "step") -> Callable[[Iterable[Any]], Iterable[Any]]:
+    """A wrapper of what is iterated over that shows how far it is."""
+    from tqdm import tqdm
+
+    return functools.partial(tqdm, desc=f"{title:22}", unit=unit, mininterval=0.5)
+
+
+def write_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Rows with the same keys as a CSV file."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def conditions(plan: Plan) -> dict[str, Any]:
+    """What is needed to repeat the runs of a plan, as columns of a CSV file."""
+    return {
+        "seed": plan.setting.seed,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "text_bytes": plan.text.num_bytes,
+        "setting": plan.setting.describe(),
+    }
+
+
+def describe_training(plan: Plan, shared: str) -> str:
+    """Lines of an introduction: the text, and the training that all runs have in common, ``shared`` included."""
+    setting = plan.setting
+    return "\n".join(
+        (
+            f"  text      {plan.text.num_bytes:,} bytes of English, the help texts of Python {platform.python_version()} "
+            "(pydoc_data.topics);",
+            f"            the last {len(plan.text.held_out):,} bytes are held out",
+            f"  training  {setting.steps} steps of {setting.batch} x {setting.length} bytes, seed {setting.seed}; the same "
+            f"{shared} for all",
+        )
+    )
 
 
 def table(runs: list[Run]) -> str:
@@ -47,8 +80,7 @@ def reading_guide(runs: list[Run], plan: Plan, *, quick: bool) -> str:
         f"This is one seed ({setting.seed}): run again with --seed N to see how much is chance.",
         f"All: betas {BETAS}, no weight decay, lr warm-up of {setting.lr_warmup} steps, then cosine to 10 %.",
         "AdamW: torch's fused one, eps 1e-8. SPAM: eps 1e-6 and threshold 5000, as published.",
-        f"Optimizer step: median of the run, clipping included, {torch.get_num_threads()} threads; "
-        f"{explain('spam_step_', torch.empty(1))}.",
+        f"Optimizer step: median of the run, clipping included, on one thread; {explain('spam_step_', torch.empty(1))}.",
     ]
     if quick:
         lines.append("--quick stops early, at learning rates found for the full run: do not compare optimizers by it.")
@@ -57,32 +89,21 @@ def reading_guide(runs: list[Run], plan: Plan, *, quick: bool) -> str:
 
 def write_csv(runs: list[Run], plan: Plan, path: Path) -> None:
     """The table with what is needed to repeat it."""
-    common = {
-        "seed": plan.setting.seed,
-        "spikes": len(plan.spiking),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "text_bytes": plan.text.num_bytes,
-        "setting": plan.setting.describe(),
-    }
-    with path.open("w", newline="", encoding="utf-8") as file:
-        rows = [
-            {
-                "optimizer": run.name,
-                "held_out_loss": f"{run.held_out:.4f}",
-                "lr": run.lr,
-                "optimizer_step_ms": f"{run.optimizer_ms:.3f}",
-                "state_bytes": run.state_bytes,
-                "data_sha256": run.data_hash,
-                "spikes_sha256": run.spike_hash,
-                **common,
-            }
-            for run in runs
-        ]
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    rows = [
+        {
+            "optimizer": run.name,
+            "held_out_loss": f"{run.held_out:.4f}",
+            "lr": run.lr,
+            "optimizer_step_ms": f"{run.optimizer_ms:.3f}",
+            "state_bytes": run.state_bytes,
+            "data_sha256": run.data_hash,
+            "spikes_sha256": run.spike_hash,
+            "spikes": len(plan.spiking),
+            **conditions(plan),
+        }
+        for run in runs
+    ]
+    write_rows(rows, path)
 
 
 def smooth(values: list[float], keep: float = 0.9) -> list[float]:
@@ -103,7 +124,7 @@ def write_plot(runs: list[Run], plan: Plan, path: Path) -> None:
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     steps = range(1, plan.setting.steps + 1)
     yardstick = smooth(runs[0].losses)
-    for run, colour in zip(runs, _COLOURS, strict=True):
+    for run, colour in zip(runs, COLOURS, strict=True):
         curve = smooth(run.losses)
         style = {"color": colour, "linewidth": 1.6, "linestyle": "--" if run is runs[0] else "-"}
         top.plot(steps, curve, label=f"{run.name} (held out {run.held_out:.3f})", **style)

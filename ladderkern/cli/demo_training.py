@@ -1,17 +1,19 @@
-"""The demo's experiment: one small language model, one plan of data and gradient spikes, several optimizers.
+"""The demo's experiment: one small language model, one plan of data and gradient spikes, several optimizers or wirings.
 
-Everything an optimizer meets is fixed by :class:`Setting` before it starts: first weights, order of the text, the steps
-that spike and the coordinates that spike there. :class:`Run` records hashes of what was really used.
+Everything a run meets is fixed by :class:`Setting` before it starts: first weights, order of the text, the steps that spike
+and the coordinates that spike there. :class:`Run` records hashes of what was really used.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import re
 import statistics
 import time
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
@@ -19,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
+from ..ladder import to_ladder
 from ..spam import SPAM
 
 BETAS = (0.9, 0.999)
@@ -26,7 +29,7 @@ BETAS = (0.9, 0.999)
 
 @dataclass(frozen=True)
 class Setting:
-    """What all optimizers of a demo share.
+    """What all runs of a comparison share.
 
     SPAM's intervals are the published 500 / 150 / 20, scaled to the short run. The spikes have the size that the paper
     reports (up to 1000 times); how many coordinates they hit is our choice, made so that they cost AdamW something: one
@@ -39,6 +42,7 @@ class Setting:
     length: int = 64
     hidden: int = 192
     layers: int = 2
+    ladder_layers: int | None = None  # the last so many of them are ladder layers; None: all
     lr_warmup: int = 30
     held_out_share: float = 0.06
     spike_probability: float = 0.05
@@ -59,7 +63,7 @@ class Setting:
 
 
 FULL = Setting()
-QUICK = Setting(steps=100, lr_warmup=10, spike_start=10, reset_interval=30, warmup_steps=9, unclipped_steps=1)
+QUICK = Setting(steps=80, lr_warmup=10, spike_start=10, reset_interval=30, warmup_steps=9, unclipped_steps=1)
 
 
 class Contender(NamedTuple):
@@ -121,7 +125,7 @@ def read_text(held_out_share: float) -> Text:
 
 @dataclass(frozen=True)
 class Plan:
-    """Data order and spikes, drawn once for all optimizers."""
+    """Data order and spikes, drawn once for all runs."""
 
     setting: Setting
     text: Text
@@ -149,20 +153,39 @@ class Plan:
 
 @dataclass
 class Run:
-    """What came out of training with one optimizer."""
+    """What came out of training one model."""
 
     name: str
     lr: float
     losses: list[float] = field(default_factory=list)  # nats a byte, one a step
-    held_out: float = math.nan  # nats a byte, at the end
+    held_out_after: dict[int, float] = field(default_factory=dict)  # nats a byte, after some steps and the last
     optimizer_ms: float = math.nan  # median of a step, clipping included
     state_bytes: int = 0
     data_hash: str = ""
     spike_hash: str = ""
 
+    @property
+    def held_out(self) -> float:
+        """The held-out loss at the end, in nats a byte."""
+        return self.held_out_after[max(self.held_out_after)]
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """A block, or with ``@`` a function, that runs on one thread.
+
+    Steps this small gain little from more, and crawl with them where cores are shared.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
 
 def build_model(setting: Setting) -> Any:
-    """A Llama over bytes, its first weights fixed by the seed."""
+    """A standard Llama over bytes, its first weights fixed by the seed."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(setting.seed)
@@ -178,8 +201,18 @@ def build_model(setting: Setting) -> Any:
     return LlamaForCausalLM(config)
 
 
+def build_wired(setting: Setting) -> Any:
+    """The Llama of :func:`build_model`, with the ladder layers that the setting asks for."""
+    model = build_model(setting)
+    if setting.ladder_layers == 0:
+        return model  # transformers' own loop over the layers
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*must be retrained")  # it is about to be trained
+        return to_ladder(model, setting.ladder_layers)
+
+
 def lr_factor(step: int, setting: Setting) -> float:
-    """The schedule of every optimizer, for a step counted from 1: linear warm-up, then a cosine to 10 %."""
+    """The schedule of every run, for a step counted from 1: linear warm-up, then a cosine to 10 %."""
     if step <= setting.lr_warmup:
         return step / setting.lr_warmup
     done = (step - setting.lr_warmup) / max(1, setting.steps - setting.lr_warmup)
@@ -214,16 +247,18 @@ def train(
     plan: Plan,
     *,
     spikes: bool = True,
+    evaluate_after: Collection[int] = (),
     progress: Callable[[Iterable[int]], Iterable[int]] = lambda steps: steps,
 ) -> Run:
     """Train a fresh model with the contender ``name`` at learning rate ``lr`` through the data and spikes of ``plan``.
 
     Args:
         spikes: False leaves the gradients as they are.
+        evaluate_after: after which steps the held-out loss is taken; after the last it always is.
         progress: wraps the steps, for a progress bar.
     """
     setting, contender, run = plan.setting, CONTENDERS[name], Run(name, lr)
-    model = build_model(setting)
+    model = build_wired(setting)
     params = [p for p in model.parameters() if p.requires_grad]
     optimizer = contender.make(params, lr, setting)
     generator = torch.Generator().manual_seed(setting.seed + 1)
@@ -245,7 +280,8 @@ def train(
         optimizer.step()
         times.append(1e3 * (time.perf_counter() - start))
         optimizer.zero_grad()
-    run.held_out = held_out_loss(model, plan.text, setting)
+        if step in evaluate_after or step == setting.steps:
+            run.held_out_after[step] = held_out_loss(model, plan.text, setting)
     run.optimizer_ms = statistics.median(times)
     run.state_bytes = sum(t.numel() * t.element_size() for state in optimizer.state.values() for t in state.values())
     run.data_hash, run.spike_hash = data_hash.hexdigest(), spike_hash.hexdigest()

@@ -178,6 +178,7 @@ PRM_SCORES = library.define(
     reference=_reference,
     fake=_fake,
     triton=("ladderkern.prm.kernels", "prm_scores"),
+    cuda=True,
 )
 PRM_SCORES_BACKWARD = library.define(
     "prm_scores_backward",

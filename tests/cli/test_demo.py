@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ladderkern.cli import demo, demo_training, main
+from ladderkern.cli import demo, demo_spam, demo_training, main
 
 SWEEP = Path(__file__).parents[2] / "bench" / "results" / "demo_sweep.csv"
 TINY = demo_training.Setting(
@@ -51,7 +51,7 @@ def rows(written):
 
 @needs_extras
 def test_every_optimizer_has_a_row_of_finite_numbers(rows):
-    assert [row["optimizer"] for row in rows] == [demo.YARDSTICK, *demo.BEST_LR]
+    assert [row["optimizer"] for row in rows] == [demo_spam.YARDSTICK, *demo_spam.BEST_LR]
     for row in rows:
         assert all(math.isfinite(float(row[name])) for name in ("held_out_loss", "lr", "optimizer_step_ms"))
         assert 0 < float(row["held_out_loss"]) < 10
@@ -123,10 +123,10 @@ def test_the_schedule_warms_up_and_ends_at_a_tenth():
 def test_learning_rates_are_the_best_of_the_kept_sweep():
     with SWEEP.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    grids = {name: {float(row["lr"]) for row in rows if row["optimizer"] == name} for name in demo.BEST_LR}
-    assert {row["optimizer"] for row in rows} == set(demo.BEST_LR)
+    grids = {name: {float(row["lr"]) for row in rows if row["optimizer"] == name} for name in demo_spam.BEST_LR}
+    assert {row["optimizer"] for row in rows} == set(demo_spam.BEST_LR)
     assert len({frozenset(grid) for grid in grids.values()}) == 1
-    for name, lr in demo.BEST_LR.items():
+    for name, lr in demo_spam.BEST_LR.items():
         loss = {float(row["lr"]): float(row["held_out_loss"]) for row in rows if row["optimizer"] == name}
         assert min(loss) < lr < max(loss)  # a best at the end of the grid is not known to be one
         assert lr == min(loss, key=lambda rate: math.inf if math.isnan(loss[rate]) else loss[rate])

@@ -19,11 +19,11 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def output_of(name):
-    """What ``python examples/<name>`` prints."""
+def output_of(name, *launcher):
+    """What ``python <launcher> examples/<name>`` prints."""
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, str(EXAMPLES / name)]
+    command = [sys.executable, *launcher, str(EXAMPLES / name)]
     ran = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert ran.returncode == 0, ran.stderr
     assert "image logits of a row" not in ran.stderr  # the warning that nothing is learnt
@@ -44,6 +44,18 @@ def test_chameleon_learns_both_parts_of_the_joint_loss():
     assert falls(discrepancy, 0.95)
     for whole, *parts in zip(loss, cross_entropy, discrepancy, strict=True):
         assert math.isclose(whole, sum(parts), rel_tol=1e-3)
+
+
+def test_a_ladder_learns_on_two_ranks_and_hides_more_communication():
+    printed = output_of("ladder_llama.py", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    runs = [part.splitlines() for part in printed.split("wiring") if "step" in part]
+    for lines in runs:
+        assert falls([float(line.split()[3]) for line in lines if line.startswith("step")], 0.95)
+    shares = re.findall(r"(\w+) wiring: .* forward (-?\d+)%, backward (-?\d+)%", printed)
+    assert [name for name, *_ in shares] == ["standard", "ladder"]
+    standard, ladder = ([int(share) for share in found] for _, *found in shares)
+    assert ladder[0] > standard[0] + 20
+    assert ladder[1] > standard[1]
 
 
 def test_spam_learns_and_resumes_as_if_uninterrupted():

@@ -1,0 +1,117 @@
+"""The demo's ladder part: end to end in a tiny setting, its fairness, and that the demo's models are wired as it says."""
+
+import csv
+import dataclasses
+import importlib.util
+import math
+
+import pytest
+import torch
+
+from ladderkern.cli import demo_ladder, demo_training, main
+
+TINY = demo_training.Setting(steps=6, batch=2, length=16, hidden=32, layers=2, lr_warmup=2, held_out_share=0.001)
+needs_extras = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("transformers", "matplotlib", "tqdm")),
+    reason="the demo extra is not installed",
+)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """The folder that the ladder part wrote in the tiny setting."""
+    folder = tmp_path_factory.mktemp("demo") / "new" / "folder"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo_ladder, "QUICK", TINY)
+        assert main(["demo", "--only", "ladder", "--quick", "--seed", "3", "--output", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rows(written):
+    with (written / "ladder.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def plan():
+    return demo_training.Plan.draw(TINY)
+
+
+@needs_extras
+def test_each_wiring_has_finite_held_out_losses_at_the_same_steps(rows):
+    assert [(row["wiring"], int(row["step"])) for row in rows] == [
+        (wiring, step) for wiring in ("standard", "hybrid", "ladder") for step in range(1, TINY.steps + 1)
+    ]
+    assert all(0 < float(row["held_out_loss"]) < 10 for row in rows)
+
+
+@needs_extras
+def test_wirings_differ_in_nothing_but_the_wiring(rows):
+    assert len({row["data_sha256"] for row in rows}) == 1
+    assert {(row["seed"], row["lr"]) for row in rows} == {("3", "0.002")}
+    settings = {row["setting"] for row in rows}
+    assert settings == {dataclasses.replace(TINY, ladder_layers=n).describe() for n in (0, 1, 2)}
+    assert len({row["held_out_loss"] for row in rows if row["step"] == "6"}) == 3
+
+
+@needs_extras
+def test_the_plot_is_a_png_and_no_other_part_ran(written):
+    assert (written / "ladder.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in written.iterdir()) == ["ladder.csv", "ladder.png"]
+
+
+def test_the_table_shows_losses_at_equal_steps_and_what_lies_above_standard():
+    runs = [
+        demo_training.Run(name, 1e-3, held_out_after={10: 3.0, 20: end})
+        for name, end in (("standard", 2.5), ("hybrid", 2.25), ("ladder", 2.625))
+    ]
+    header, _, *lines = (line.split() for line in demo_ladder.table(runs).splitlines())
+    assert header == ["wiring", "step", "10", "20", "above", "standard"]
+    assert lines == [
+        ["standard", "3.0000", "2.5000", "-"],
+        ["hybrid", "3.0000", "2.2500", "-0.2500"],
+        ["ladder", "3.0000", "2.6250", "+0.1250"],
+    ]
+
+
+@needs_extras
+def test_all_wirings_start_from_the_same_weights(plan):
+    models = {
+        name: demo_training.build_wired(demo_ladder.rewired(plan, name).setting) for name in ("standard", "hybrid", "ladder")
+    }
+    states = [model.state_dict() for model in models.values()]
+    assert all(torch.equal(state[name], weight) for state in states for name, weight in states[0].items())
+    wired = {name: getattr(model.config, "ladder_layers", None) for name, model in models.items()}
+    assert wired == {"standard": None, "hybrid": [1], "ladder": [0, 1]}
+
+
+@needs_extras
+def test_the_optimizers_train_a_ladder(plan):
+    default, standard, ladder = (
+        demo_training.train("SPAM", 1e-3, part).losses
+        for part in (plan, demo_ladder.rewired(plan, "standard"), demo_ladder.rewired(plan, "ladder"))
+    )
+    assert default == ladder
+    assert default[0] != standard[0]  # same weights, same data
+
+
+@needs_extras
+def test_looking_at_the_held_out_loss_does_not_change_the_training(plan):
+    blind, watched = (demo_training.train("AdamW", 1e-3, plan, evaluate_after=steps) for steps in ((), (1, 4)))
+    assert blind.losses == watched.losses
+    assert list(blind.held_out_after) == [6]
+    assert list(watched.held_out_after) == [1, 4, 6]
+    assert math.isclose(blind.held_out, watched.held_out)
+    assert watched.held_out_after[1] > watched.held_out
+
+
+def test_one_thread_gives_the_threads_back_whatever_happens(thread_count):
+    @demo_training.one_thread()
+    def fail():
+        raise RuntimeError(f"on {torch.get_num_threads()}")
+
+    thread_count(2)
+    with pytest.raises(RuntimeError, match="on 1"):
+        fail()
+    assert torch.get_num_threads() == 2
