@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .capture import check_eager
 from .handles import Communicator, Handle
 from .symmetric import SYMMETRIC_BYTES, SymmetricMemoryCommunicator
 
@@ -32,7 +33,8 @@ class ProcessGroupCommunicator(Communicator):
         self.group = group
 
     def launch(self, tensor: Tensor, name: Any = "all-reduce") -> Handle:
-        """Raises RuntimeError, naming the all-reduce, if it cannot start."""
+        """Raises RuntimeError, naming the all-reduce, if it cannot start, as in compiled code."""
+        check_eager(name)
         try:
             return Handle(tensor, name, dist.all_reduce(tensor, group=self.group, async_op=True))
         except RuntimeError as error:
@@ -40,6 +42,7 @@ class ProcessGroupCommunicator(Communicator):
 
     def wait(self, handle: Handle) -> None:
         """Raises RuntimeError, naming the all-reduce, if a rank is gone or late by more than the group's timeout."""
+        check_eager(handle.name)
         try:
             handle.take().wait()
         except RuntimeError as error:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 from torch import Tensor
+
+from .capture import capturing, check_same_region
 
 
 class Collective(NamedTuple):
@@ -25,15 +29,17 @@ class Handle:
         self.tensor = tensor
         self.name = name
         self.work = work
+        self.captured = capturing(tensor)
 
     def take(self) -> Any:
         """What the communicator keeps of the work, once.
 
         Raises:
-            RuntimeError: it was waited for already.
+            RuntimeError: it was waited for already, or was launched on the other side of a CUDA graph capture.
         """
         if self.work is None:
             raise RuntimeError(f"the {self.name} was waited for already")
+        check_same_region(self.name, self.captured, capturing(self.tensor))
         work, self.work = self.work, None
         return work
 
@@ -59,3 +65,7 @@ class Communicator:
 
     def compute(self, name: Collective) -> None:
         """Told when a branch is about to compute; ``name`` is the all-reduce that follows."""
+
+
+# What overlapped stacks put around their communicator in each forward, for who watches.
+OBSERVER: ContextVar[Callable[[Communicator], Communicator] | None] = ContextVar("OBSERVER", default=None)

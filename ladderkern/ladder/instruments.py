@@ -55,6 +55,13 @@ class RecordingCommunicator(Communicator):
         self.events.append(Event(kind, name, time.perf_counter()))
 
 
+class Late(NamedTuple):
+    """What a DelayedCommunicator keeps of an all-reduce."""
+
+    inside: Handle
+    due: float  # time.perf_counter()
+
+
 class DelayedCommunicator(Communicator):
     """Adds latency, as of a slow link: sums take at least ``seconds`` each, one after another as on one stream.
 
@@ -77,7 +84,7 @@ class DelayedCommunicator(Communicator):
         tensor.fill_(float("nan"))
         self._free = max(self._free, time.perf_counter()) + self.seconds
         inside = self.inner.launch(copy, name) if self.inner else Handle(copy, name, copy)
-        return Handle(tensor, name, (inside, self._free))
+        return Handle(tensor, name, Late(inside, self._free))
 
     def wait(self, handle: Handle) -> None:
         """Sleep until the sum is due."""

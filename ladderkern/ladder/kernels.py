@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..runtime.launch import double_bits, on_device, power_of_two
-from ..runtime.math_kernels import divide, numbers_of, rounded, sqrt
+from ..runtime.math_kernels import divide, numbers_of, rounded, row, sqrt
 from . import ops
 from .reference import wide
 
@@ -23,8 +23,8 @@ from .reference import wide
 
 @triton.jit
 def _load_row(p, i_row, stride, o, m, ALIGN: tl.constexpr, W: tl.constexpr):
-    """Elements ``o`` of a row where ``m``, else 0.  ALIGN: what the address of every row is a multiple of."""
-    return tl.load(tl.multiple_of(p + i_row * stride, ALIGN) + o, mask=m, other=0.0).to(W)
+    """Elements ``o`` of a row where ``m``, else 0.  ALIGN: what the address of every row is a multiple of, in bytes."""
+    return tl.load(row(p, i_row, stride, ALIGN) + o, mask=m, other=0.0).to(W)
 
 
 @triton.jit

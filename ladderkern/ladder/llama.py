@@ -39,7 +39,8 @@ def to_ladder(llama: Any, ladder_layers: int | Sequence[int] | None = None) -> A
 
     The stack that runs is ``llama.model.layers.stack``: its ``compile_branches`` compiles the modules and keeps the overlap.
     Forward hooks of decoder layers are called with the streams around them once all layers are done, and cannot change them.
-    ``fully_shard`` goes over each ``self_attn`` and ``mlp`` and then the model, instead of each layer.
+    ``fully_shard`` goes over each ``self_attn`` and ``mlp`` and then the model, instead of each layer; ``_no_split_modules``
+    tells accelerate so.
 
     Source: Zhang et al. 2025 (arXiv 2501.06589), equation and conversion experiment.
     """
@@ -55,7 +56,7 @@ def to_ladder(llama: Any, ladder_layers: int | Sequence[int] | None = None) -> A
             stacklevel=2,
         )
     llama.config.ladder_layers = chosen
-    wire(inner, inner.layers.stack.communicator if isinstance(inner.layers, LadderLayers) else None)
+    wire(llama, inner.layers.stack.communicator if isinstance(inner.layers, LadderLayers) else None)
     return llama
 
 
@@ -72,15 +73,18 @@ def inner_model(model: Any) -> Any:
     return inner
 
 
-def wire(inner: Any, group: Any = None) -> None:
-    """Make the loop of ``inner`` over its layers run a LadderStack with the delays of ``inner.config.ladder_layers``."""
+def wire(model: Any, group: Any = None) -> None:
+    """Make the model's loop over its layers run a LadderStack with the delays of ``model.config.ladder_layers``."""
+    inner = inner_model(model)
     layers = inner.layers
-    ladder = _chosen(getattr(inner.config, "ladder_layers", None) or [], len(layers))
+    ladder = _chosen(getattr(model.config, "ladder_layers", None) or [], len(layers))
     branches = [branch(layer, i) for i, layer in enumerate(layers) for branch in (_Attention, _MLP)]
     delays = [int(i // 2 in ladder) for i in range(len(branches))]
     layers.__class__ = LadderLayers
     # Beside the registered modules: the stack reaches the same modules again, which must not show in a state_dict.
     layers.__dict__["stack"] = _Stack(branches, delays, group)
+    for owner in (model, inner):  # what accelerate's FSDP shards by default: layers are not called, their two modules are
+        owner._no_split_modules = sorted({type(module).__name__ for x in layers for module in (x.self_attn, x.mlp)})
 
 
 def _chosen(wanted: int | Sequence[int], count: int) -> list[int]:

@@ -61,8 +61,9 @@ def _read_shards(path: str, mesh: Any, dtype: torch.dtype | None, options: dict[
     inner = inner_model(model)
     with torch.device(device):  # its buffers are in no file
         inner.rotary_emb = type(inner.rotary_emb)(config)
-    for name, p in model.named_parameters():
-        _read(p, name, files[name])
+    parameters = dict(model.named_parameters())
+    for file in sorted({files[name] for name in parameters}):
+        _read({name: p for name, p in parameters.items() if files[name] == file}, file)
     model.name_or_path = path
     if model.can_generate() and os.path.isfile(os.path.join(path, "generation_config.json")):
         model.generation_config = GenerationConfig.from_pretrained(path)
@@ -70,18 +71,19 @@ def _read_shards(path: str, mesh: Any, dtype: torch.dtype | None, options: dict[
 
 
 @torch.no_grad()
-def _read(parameter: Any, name: str, file: str) -> None:
-    """Fill this rank's shard from the same box of the whole tensor in the file."""
+def _read(parameters: dict[str, Any], file: str) -> None:
+    """Fill this rank's shards from the same boxes of the whole tensors in the file."""
     from safetensors import safe_open
 
-    shape, offset = compute_local_shape_and_global_offset(tuple(parameter.shape), parameter.device_mesh, parameter.placements)
     with safe_open(file, framework="pt") as weights:
-        part = weights.get_slice(name)
-        if tuple(part.get_shape()) != tuple(parameter.shape):
-            raise ValueError(f"{name} must have the shape {tuple(parameter.shape)}, got {tuple(part.get_shape())} in {file}")
-        if 0 not in shape:
-            box = tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))
-            parameter.to_local().copy_(part[box])
+        for name, p in parameters.items():
+            part = weights.get_slice(name)
+            if tuple(part.get_shape()) != tuple(p.shape):
+                raise ValueError(f"{name} must have the shape {tuple(p.shape)}, got {tuple(part.get_shape())} in {file}")
+            shape, offset = compute_local_shape_and_global_offset(tuple(p.shape), p.device_mesh, p.placements)
+            if 0 not in shape:
+                box = tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))
+                p.to_local().copy_(part[box])
 
 
 def _files(path: str) -> dict[str, str]:

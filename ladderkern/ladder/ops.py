@@ -141,6 +141,7 @@ ADD_RMS_NORM = library.define(
     reference=_add_reference,
     fake=_add_fake,
     triton=("ladderkern.ladder.kernels", "add_rms_norm"),
+    cuda=True,
 )
 ADD_RMS_NORM_BACKWARD = library.define(
     "add_rms_norm_backward",
@@ -149,6 +150,7 @@ ADD_RMS_NORM_BACKWARD = library.define(
     reference=_add_backward_reference,
     fake=_add_backward_fake,
     triton=("ladderkern.ladder.kernels", "add_rms_norm_backward"),
+    cuda=True,
 )
 
 
@@ -195,6 +197,7 @@ RMS_NORM = library.define(
     reference=_norm_reference,
     fake=_norm_fake,
     triton=("ladderkern.ladder.kernels", "rms_norm"),
+    cuda=True,
 )
 RMS_NORM_BACKWARD = library.define(
     "rms_norm_backward",
@@ -202,6 +205,7 @@ RMS_NORM_BACKWARD = library.define(
     reference=_norm_backward_reference,
     fake=_norm_backward_fake,
     triton=("ladderkern.ladder.kernels", "rms_norm_backward"),
+    cuda=True,
 )
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .exchange import Local
-from .handles import Collective, Communicator, Handle
+from .handles import OBSERVER, Collective, Communicator, Handle
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,8 @@ class Overlapped(Local):
 
     def __init__(self, communicator: Communicator) -> None:
         super().__init__()
-        self.communicator = communicator
+        observer = OBSERVER.get()
+        self.communicator = communicator if observer is None else observer(communicator)
         self.outputs: dict[int, Handle] = {}
         self.gradients: dict[int, Handle] = {}  # of the backward whose number is self.task
         self.task = -1

@@ -35,9 +35,9 @@ def tensor_parallel(model: Any, mesh: Any, *, communicator: Communicator | None 
 
     Every parameter becomes a DTensor of ``mesh`` with the values of the mesh's first rank; ``state_dict`` keys stay.
     ``fully_shard`` over another dimension of the same mesh comes afterwards: of each ``self_attn`` and ``mlp``, then of the
-    model. All ranks must call the model with the same inputs, and ``save_pretrained``, which then writes the files of a whole
-    model. Logits are whole, except for a model in training mode that was given labels: they are a DTensor sharded over the
-    vocabulary, and ``.full_tensor()`` gathers them.
+    model. All ranks must call the model with the same inputs (seeded alike where ``generate`` samples), and
+    ``save_pretrained``, which then writes the files of a whole model. Logits are whole, except for a model in training mode
+    that was given labels: they are a DTensor sharded over the vocabulary, and ``.full_tensor()`` gathers them.
 
     Args:
         model: a Llama, Qwen2 or Mistral model of transformers with its language model head, before or after ``to_ladder``.
@@ -70,7 +70,7 @@ def tensor_parallel(model: Any, mesh: Any, *, communicator: Communicator | None 
     model.loss_function = partial(vocabulary_parallel_loss, mesh=mesh)
     model.save_pretrained = MethodType(save_pretrained, model)
     model.register_forward_hook(complete_logits)
-    wire(inner, mesh.get_group() if communicator is None else communicator)
+    wire(model, mesh.get_group() if communicator is None else communicator)
     return model
 
 

@@ -9,8 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-if dist.is_available():
-    from torch.distributed.tensor import DTensor
+from .sharded import DTensor
 
 
 def save_pretrained(model: Any, path: str | os.PathLike[str], **options: Any) -> None:

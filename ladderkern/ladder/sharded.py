@@ -14,6 +14,8 @@ from .sums import sum_gradients
 
 if dist.is_available():
     from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+else:
+    DTensor = ()  # type: ignore[assignment,misc]  # of which nothing is an instance
 
 
 class Placer:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .capture import check_graphs_are_whole
 from .comm import communicator
 from .exchange import Local, Traced
 from .norm import add_rms_norm, rms_norm
@@ -38,6 +39,10 @@ class LadderStack(nn.Module):
 
     A whole stack compiles with ``fullgraph=True`` and gives the same numbers, but the compiler decides what overlaps; see
     :meth:`compile_branches`. Differentiable once where it communicates.
+
+    A CUDA graph may hold whole calls, forward and backward, that have run at least once before, captured with
+    ``capture_error_mode="thread_local"``. A sum that would cross the border of a capture is an error
+    (``ladderkern/ladder/capture.py`` has all the rules).
 
     Raises:
         TypeError, ValueError: a delay or a group that is none of these.
@@ -87,6 +92,16 @@ class LadderStack(nn.Module):
 
     def formed(self, stream: int, x: Tensor, *args: Any, **kwargs: Any) -> None:
         """For subclasses: told each stream that branches read, the one after ``stream`` branches, with forward's arguments."""
+
+    def compile(self, *args: Any, **options: Any) -> None:
+        """Compile the whole stack: :meth:`torch.nn.Module.compile`.
+
+        Raises:
+            ValueError: a mode that makes CUDA graphs, without ``fullgraph=True``, for a stack that communicates.
+        """
+        if self.communicator is not None:
+            check_graphs_are_whole(options.get("fullgraph", False), options.get("mode"), options.get("options"))
+        super().compile(*args, **options)  # type: ignore[no-untyped-call]
 
     def compile_branches(self, **options: Any) -> None:
         """Compile each branch, with these options of ``torch.compile``; the loop around them stays eager and overlaps."""

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .capture import check_ready
 from .handles import Communicator, Handle
 
 MIB = 1 << 20
@@ -98,6 +99,7 @@ class SymmetricMemoryCommunicator(Communicator):
 
     def _algorithm(self, tensor: Tensor) -> str | None:
         if self.seats is None:
+            check_ready(tensor, "the first sum over symmetric memory")
             self.seats = _seats(self.group, tensor.device.index)
             self.stream = torch.cuda.Stream(tensor.device, priority=-1)
         if not joined(self.seats):
@@ -111,6 +113,7 @@ class SymmetricMemoryCommunicator(Communicator):
 
         num_bytes = tensor.numel() * tensor.element_size()
         if self.buffer.numel() < num_bytes:
+            check_ready(tensor, f"a symmetric buffer for a message of {num_bytes} bytes")
             size = 1 << (num_bytes - 1).bit_length()  # few sizes: each costs a rendezvous
             self.stream.synchronize()  # nobody uses the one before
             self.buffer = symmetric_memory.empty(size, dtype=torch.uint8, device=tensor.device)

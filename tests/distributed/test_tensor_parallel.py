@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import time
+from datetime import timedelta
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 from twins import full, mesh_of
 
@@ -18,7 +21,7 @@ from llamas import LAYERS, MODELS, batch, check_gradients, parallel_model, plain
 from ladderkern import ladder
 from ladderkern.ladder.vocabulary import vocabulary_parallel_loss
 from ladderkern.testing import assert_within_budget, floats
-from ladderkern.testing.llamas import tiny_llama
+from ladderkern.testing.llamas import ladder_equation, plain_norm, tiny_llama
 
 ForCausalLMLoss = pytest.importorskip("transformers.loss.loss_utils").ForCausalLMLoss
 
@@ -59,6 +62,17 @@ def test_whole_logits_have_gradients_too(name):
     for x in (logits, expected):
         x.square().sum().backward()
     check_gradients(model, plain)
+
+
+@pytest.mark.ranks(2, 4)
+def test_a_model_in_bfloat16_is_as_near_as_one_process():
+    inputs, logits = batch(tiny_llama()), []
+    for dtype in (torch.bfloat16, torch.float64):
+        plain = tiny_llama().to(torch.bfloat16).to(dtype)
+        stream = ladder_equation(plain, inputs["input_ids"], range(4))[-1]
+        logits.append(plain.lm_head(plain_norm(stream, plain.model.norm)))
+    model = ladder.tensor_parallel(whole_model().to(torch.bfloat16), mesh_of(dist.get_world_size()))
+    assert_within_budget(model(inputs["input_ids"]).logits, *logits, "logits")
 
 
 @pytest.mark.ranks(2)
@@ -234,6 +248,19 @@ def test_what_cannot_be_sharded_is_refused_before_any_communication():
 def test_a_process_group_must_be_initialised():
     with pytest.raises(ValueError, match="process group must be initialised"):
         ladder.tensor_parallel(tiny_llama(), None)
+
+
+@pytest.mark.ranks(2)
+def test_a_rank_that_stays_away_is_noticed_within_the_timeout():
+    group = dist.new_group(timeout=timedelta(seconds=2))
+    model = ladder.tensor_parallel(whole_model(), DeviceMesh.from_group(group, "cpu"))
+    if dist.get_rank() == 1:
+        time.sleep(5)
+        return
+    start = time.monotonic()
+    with pytest.raises(RuntimeError, match="the all-reduce of the embedding failed on rank 0 of a group of 2"):
+        model(**batch(model))
+    assert time.monotonic() - start < 4
 
 
 @pytest.mark.ranks(2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.distributed as dist
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from twins import DRAWS, OPTIONS, Twins, full, mesh_of
 
@@ -81,11 +81,11 @@ def test_two_by_two_ranks_train_as_one_process_does(name, layers):
 @pytest.mark.parametrize("layers", LAYERS)
 def test_fsdp_alone_trains_as_one_process_does(layers):
     model, whole = whole_model("llama", layers).train(), whole_model("llama", layers).train()
-    mesh = mesh_of(2)
-    for layer in model.model.layers:
-        fully_shard(layer.self_attn, mesh=mesh)
-        fully_shard(layer.mlp, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    for module in list(model.modules()):
+        if type(module).__name__ in model._no_split_modules:  # as accelerate does
+            fully_shard(module, mesh=mesh_of(2))
+    fully_shard(model, mesh=mesh_of(2))
+    assert sum(isinstance(module, FSDPModule) for module in model.modules()) == 9
     for m in (model, whole):
         m(**batch(whole)).loss.backward()
     for (key, p), q in zip(model.named_parameters(), whole.parameters(), strict=True):

@@ -14,6 +14,7 @@ from torch import nn
 transformers = pytest.importorskip("transformers", minversion="5.0")
 
 from ladderkern import ladder  # noqa: E402
+from ladderkern.testing import assert_within_budget  # noqa: E402
 from ladderkern.testing.llamas import ladder_equation, tiny_llama  # noqa: E402
 
 KINDS = ("llama", "qwen2", "mistral")
@@ -43,6 +44,18 @@ def test_a_wired_model_follows_the_equation(kind, layers):
     torch.testing.assert_close(output.logits, expected)
     for (name, p), q in zip(wired.named_parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_in_bfloat16_is_as_near_as_the_plain_equation(kind):
+    ids, _, _ = batch()
+    logits = []
+    for dtype in (torch.bfloat16, torch.float64):
+        plain = tiny_llama(kind).to(torch.bfloat16).to(dtype)
+        stream = ladder_equation(plain, ids, range(4))[-1]
+        logits.append(plain.lm_head(plain.model.norm(stream)))
+    actual = ladder.to_ladder(tiny_llama(kind).to(torch.bfloat16))(ids).logits
+    assert_within_budget(actual, *logits, "logits")
 
 
 @pytest.mark.parametrize("layers", LAYERS)
