@@ -27,7 +27,14 @@ template <class E, class W> struct Distances {
     W scale, offset;
     Pack<W> pack(int64_t j) const { return load_pack<W>(entries + j); }
     W one(int64_t j) const { return W(widen(entries[j])); }
-    W distance(int64_t j) const { return table_distance(one(j), scale, offset); }
+    // D[y, j] of n columns from `start`.
+    void write(int64_t start, int n, W* out) const {
+        const int full = n / kTree * kTree;
+        for (int i = 0; i < full; i += kWidth<W>)
+            store_pack<W>(table_distance(pack(start + i), scale, offset), out + i);
+        for (int i = full; i < n; ++i)
+            out[i] = table_distance(one(start + i), scale, offset);
+    }
     void prefetch_block_ahead(int64_t j) const { __builtin_prefetch(block_ahead(entries + j)); }
     Distances from(int64_t j) const { return {entries + j, scale, offset}; }
     double sum(double of_entries, double weights) const { return of_entries * double(scale) + weights * double(offset); }
@@ -137,8 +144,7 @@ void add_columns(SoftmaxSums<W>& s, const X* x, const D& d, int64_t n, int64_t o
         if constexpr (D::kPresent)
             if (own >= start && own < start + length) {
                 W distances[kBlock];
-                for (int i = 0; i < length; ++i)
-                    distances[i] = d.distance(start + i);
+                d.write(start, length, distances);
                 distances[own - start] = W(0);
                 add_block<Smooth>(s, x + start, distances_in<W>(distances), length);
                 continue;
@@ -195,20 +201,29 @@ void write_packs(const X* x, const D& d, int64_t n, W shift, const LinearTerms<W
     }
 }
 
+// The same for fewer than 16.
 template <bool Joint, class X, class D, class W>
-void write_gradient(const X* x, D d, int64_t n, W shift, const LinearTerms<W>& terms, X* out, bool past_caches) {
-    const int64_t full = n / kTree * kTree;
-    if (past_caches && reinterpret_cast<uintptr_t>(out) % kStreamAlignment<X> == 0)
-        write_packs<Joint, true>(x, d, full, shift, terms, out);
+void write_few(const X* x, const D& d, int n, W shift, const LinearTerms<W>& terms, X* out) {
+    const Tail<W> few(x, d, n);
+    W gradients[kTree];
+    write_packs<Joint, false>(few.x, few.as(d), kTree, shift, terms, gradients);
+    for (int j = 0; j < n; ++j)
+        narrow(gradients[j], out[j]);
+}
+
+template <bool Joint, class X, class D, class W>
+void write_gradient(const X* x, const D& d, int64_t n, W shift, const LinearTerms<W>& terms, X* out, bool past_caches) {
+    const int64_t over = int64_t(reinterpret_cast<uintptr_t>(out) % kStreamAlignment<X>);
+    const int64_t to_aligned = past_caches && over ? (kStreamAlignment<X> - over) / int64_t(sizeof(X)) : 0;
+    const int64_t head = to_aligned < n ? to_aligned : n, full = (n - head) / kTree * kTree;
+    if (head)
+        write_few<Joint>(x, d, int(head), shift, terms, out);
+    if (past_caches)
+        write_packs<Joint, true>(x + head, d.from(head), full, shift, terms, out + head);
     else
-        write_packs<Joint, false>(x, d, full, shift, terms, out);
-    if (full == n)
-        return;
-    const Tail<W> tail(x + full, d.from(full), int(n - full));
-    W last[kTree];
-    write_packs<Joint, false>(tail.x, tail.as(d), kTree, shift, terms, last);
-    for (int64_t j = full; j < n; ++j)
-        narrow(last[j - full], out[j]);
+        write_packs<Joint, false>(x + head, d.from(head), full, shift, terms, out + head);
+    if (const int64_t done = head + full; done < n)
+        write_few<Joint>(x + done, d.from(done), int(n - done), shift, terms, out + done);
 }
 
 } // namespace

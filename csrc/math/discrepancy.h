@@ -14,7 +14,7 @@ namespace lk {
 enum class DistanceMetric { kTable, kMse, kSqEuclidean, kEuclidean };
 
 // D[y, j], j != y, of an entry of the centred table.
-template <class S> LK_FN S table_distance(S entry, S scale, S offset) { return entry * scale + offset; }
+template <class V, class S> LK_FN V table_distance(V entry, S scale, S offset) { return entry * scale + offset; }
 
 // D[y, j] of the sum of d squared differences.
 template <DistanceMetric Metric, class S> LK_FN S metric_distance(double squares, int64_t d) {

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..runtime.launch import double_bits, on_device, power_of_two
-from ..runtime.math_kernels import divide, numbers_of, rounded
+from ..runtime.math_kernels import divide, numbers_of, rounded, row
 from . import ops
 from .reference import TABLE, wide
 from .row_kernels import (
@@ -52,7 +52,7 @@ def _discrepancy_fwd(
     code = tl.load(p_labels + i_row * stride_labels) - IMAGE_START
     loss, top, total = tl.full([], 0.0, W), tl.full([], 0.0, W), tl.full([], 0.0, W)
     if (code >= 0) & (code < N_CODES):
-        p_x = tl.multiple_of(p_logits + i_row * stride_logits, ALIGN) + IMAGE_START
+        p_x = row(p_logits, i_row, stride_logits, ALIGN) + IMAGE_START
         m, total, loss = image_softmax(p_x, p_table, code, offset, scale, N_CODES, METRIC, DIM, W, BLOCK)
         top = saved_top(m, total)
     tl.store(p_loss + i_row, loss)
@@ -79,7 +79,7 @@ def _discrepancy_bwd(
     code = tl.load(p_labels + i_row * stride_labels) - IMAGE_START
     p_out = p_grad_logits + i_row * N_COLUMNS
     if (code >= 0) & (code < N_CODES):
-        p_x = tl.multiple_of(p_logits + i_row * stride_logits, ALIGN) + IMAGE_START
+        p_x = row(p_logits, i_row, stride_logits, ALIGN) + IMAGE_START
         loss, top = tl.load(p_loss + i_row), tl.load(p_top + i_row)
         grad = divide(tl.load(p_grad + i_row * stride_grad), tl.load(p_total + i_row))
         for start in range(0, N_CODES, BLOCK):
@@ -116,7 +116,7 @@ def _joint_fwd(
     cross_entropy, discrepancy = tl.full([], 0.0, W), tl.full([], 0.0, W)
     top, total, image_top, image_total = cross_entropy, cross_entropy, cross_entropy, cross_entropy
     if counted | image:
-        p_x = tl.multiple_of(p_logits + i_row * stride_logits, ALIGN)
+        p_x = row(p_logits, i_row, stride_logits, ALIGN)
         inside = (label >= 0) & (label < N_COLUMNS)
         x_y = tl.load(p_x + label, mask=inside, other=0.0).to(W)
         middle = tl.where(tl.abs(x_y) <= 65504.0, x_y, 0.0)  # sums of x - middle keep their digits under a common offset
@@ -159,7 +159,7 @@ def _joint_bwd(
     label, code, counted, image = row_kind(p_labels, i_row, stride_labels, ignore_index, IMAGE_START, N_CODES)
     p_out = p_grad_logits + i_row * N_COLUMNS
     if counted | image:
-        p_x = tl.multiple_of(p_logits + i_row * stride_logits, ALIGN)
+        p_x = row(p_logits, i_row, stride_logits, ALIGN)
         grad, grad_image = tl.load(p_grad + i_row * stride_grad), tl.load(p_grad_image + i_row * stride_grad_image)
         loss, top, image_top = tl.load(p_discrepancy + i_row), tl.load(p_top + i_row), tl.load(p_image_top + i_row)
         norm = divide(tl.full([], 1.0, W), tl.load(p_total + i_row))

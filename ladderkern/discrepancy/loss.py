@@ -69,6 +69,8 @@ def token_discrepancy_loss(
     x, y = rows_of(logits, labels, shift, -1, "logits")
     options = {**table.options, "image_start": image_start}
     group = group_of(group)
+    # Before the op, so that what counting takes is free again when the op allocates.
+    _, image = image_codes(positions_of(y, labels.shape, shift), image_start, table.num_codes)
     if group is None:
         check_discrepancy(x, y, table.data, **options)
         warn_if_masked(x, y, table, image_start, stacklevel=3)
@@ -77,7 +79,6 @@ def token_discrepancy_loss(
         shard = VocabularyShard(group, table.data, options, joint=False)
         _, losses = ShardedLoss.apply(x, y, shard, shard.place(x.shape[1], y))
     losses = positions_of(losses, labels.shape, shift)
-    _, image = image_codes(positions_of(y, labels.shape, shift), image_start, table.num_codes)
     return reduce(losses, image, reduction, normalizer)
 
 

@@ -10,8 +10,8 @@ skipped: loss 0, gradient exactly 0, its logits unread. Outputs for a row and al
 logits. The ops are differentiable once, in logits; a backward runs the overload of its forward.
 
 Of each softmax a backward gets the pair (top, total), total = sum_j exp(x_j - top): the softmax is exp(x - top) / total, and no
-rounding of a large logsumexp is in it. top is the largest logit, or a number within 16 of it; 0 and 0 where the row has no part
-in that softmax, -inf and 0 where all of its columns are -inf, NaN where one is NaN (top may be another number then).
+rounding of a large logsumexp is in it. top is the largest logit; 0 and 0 where the row has no part in that softmax, -inf and 0
+where all of its columns are -inf, NaN where one is NaN (top may be another number then).
 """
 
 from __future__ import annotations
