@@ -30,19 +30,21 @@ ifneq ($(LADDERKERN_BUILD_NATIVE),0)
 NATIVE := ladderkern/lib/libladderkern_native.so
 endif
 export LADDERKERN_BUILD_TESTS := 1
+# No test needs the CUDA library, and nvcc takes a minute: LADDERKERN_BUILD_CUDA=1 builds it all the same.
+export LADDERKERN_BUILD_CUDA ?= 0
 
-CXX_FILES := $(wildcard csrc/*/*.h csrc/*/*.cpp tests/*/*.cpp)
+CXX_FILES := $(wildcard $(foreach end,h cpp cu cuh,csrc/*/*.$(end) tests/*/*.$(end)))
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test emulate aot traffic lint bench bench-two-hosts clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
 help:  ## show this text
-	@sed -n 's/^\([a-z]*\):.*##/  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*##/  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
 	@echo
 	@echo "Installs into PYTHON=<interpreter> where given, else the active environment, else .venv (made here): $(PY)"
 
-demo: $(STAMPS)/demo  ## train small models with SPAM and with the joint loss and show what they do; QUICK=1 for the short form
+demo: $(STAMPS)/demo  ## train small models with SPAM, with the joint loss and as ladders, score PRM steps, show it all; QUICK=1: short
 	$(PY) -m ladderkern demo $(if $(QUICK),--quick)
 
 # Two processes, because Triton decides at import whether kernels run in the interpreter. Both run, then either may fail.
@@ -52,6 +54,22 @@ test: $(STAMPS)/test  ## run all tests, the Triton kernels in the interpreter in
 	TRITON_INTERPRET=1 $(PY) -m pytest -m interpreter $(PYTEST_ARGS) || rc=1; \
 	exit $$rc
 
+# The second time with the sanitizers' runtime in front of Python's own, as it must be.
+emulate: $(STAMPS)/test  ## run the CUDA kernels on the CPU, then again under AddressSanitizer and UBSan, and print what ran
+	LADDERKERN_BUILD_SANITIZED=1 $(PY) setup.py -q build_ext --inplace
+	LADDERKERN_EMULATION_TABLE=1 $(PY) -m pytest -q tests/emulation $(PYTEST_ARGS)
+	LD_PRELOAD="$$(c++ -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 LADDERKERN_EMULATION=sanitized \
+	LADDERKERN_EMULATION_TABLE=1 $(PY) -m pytest -q tests/emulation $(PYTEST_ARGS)
+
+# Three minutes on two cores; what was compiled is kept in build/, so that a second run only reads it.
+aot: $(STAMPS)/test  ## compile each Triton kernel for 5 GPUs, with none at hand: registers, spills, wide accesses; AOT=update: new budgets
+	env -u TRITON_INTERPRET LADDERKERN_AOT=$(or $(AOT),all) TRITON_CACHE_DIR='$(CURDIR)/build/triton' OMP_NUM_THREADS=1 \
+		$(PY) -m pytest tests/aot -n 2 --tables $(PYTEST_ARGS)
+
+traffic: $(STAMPS)/test  ## count the bytes and launches of the Triton kernels against the least possible; predict times on GPUs
+	TRITON_INTERPRET=1 $(PY) -m pytest -m interpreter tests/traffic --tables $(PYTEST_ARGS)
+	$(PY) bench/roofline.py
+
 lint: $(STAMPS)/lint  ## check style, formatting and types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -60,6 +78,9 @@ lint: $(STAMPS)/lint  ## check style, formatting and types
 
 bench: $(STAMPS)/bench  ## run the benchmarks
 	$(PY) -m pytest bench $(PYTEST_ARGS)
+
+bench-two-hosts: $(STAMPS)/bench  ## time ladders between two network namespaces, over links of three rates; needs root
+	$(PY) bench/two_hosts.py
 
 clean:  ## remove what was built; .venv stays
 	rm -rf build dist ladderkern/lib ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
@@ -74,7 +95,7 @@ $(STAMPS)/build: $(MADE) setup.py
 	@$(PY) -c 'import setup, sys; sys.exit(not setup.torch_is_recent())' || $(PIP) install -q '$(TORCH)'
 	@touch $@
 
-$(NATIVE): $(STAMPS)/build $(wildcard csrc/*/* tests/native/*.cpp) CMakeLists.txt
+$(NATIVE): $(STAMPS)/build $(wildcard csrc/*/* tests/native/*.cpp tests/emulation/*.cpp tests/emulation/*.h) CMakeLists.txt
 	$(PY) setup.py -q build_ext --inplace
 
 $(STAMPS)/%: pyproject.toml $(STAMPS)/build | $(NATIVE)

@@ -4,7 +4,11 @@ This file is the build backend named in pyproject.toml and, run by setuptools, t
 
 LADDERKERN_BUILD_NATIVE  1 (default) builds the native library: a py3-none-<platform> wheel that serves every Python
                          and every torch >= 2.11. 0 builds the pure-Python package: py3-none-any.
-LADDERKERN_BUILD_TESTS   1 also builds the pybind11 modules of tests/native into build/tests. Never part of a wheel.
+LADDERKERN_BUILD_CUDA    auto (default) builds the CUDA library too where nvcc is: on PATH, in CUDA_HOME, or named by CUDACXX.
+                         1 makes a missing nvcc an error, 0 builds none. No GPU is needed.
+LADDERKERN_CUDA_ARCHS    its GPU architectures in CMake's notation, 80-real;90-real;100 if not given.
+LADDERKERN_BUILD_TESTS   1 also builds the pybind11 modules of tests/native and tests/emulation into build/tests. Never part
+                         of a wheel. LADDERKERN_BUILD_SANITIZED=1 builds the latter with sanitizers as well.
 """
 
 import functools
@@ -18,7 +22,8 @@ import sysconfig
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
-LIBRARY = Path("ladderkern", "lib", "libladderkern_native.so")
+FOLDER = Path("ladderkern", "lib")
+NATIVE, CUDA = FOLDER / "libladderkern_native.so", FOLDER / "libladderkern_cuda.so"
 CMAKE_BUILD = ROOT / "build" / "cmake"
 OLDEST_TORCH = (2, 11)
 
@@ -32,11 +37,15 @@ except ImportError:
     ) from None
 
 
+def switch(name: str, default: str, *others: str) -> str:
+    value = os.environ.get(name, default)
+    if value not in ("0", "1", *others):
+        raise SystemExit(f"ladderkern: {name} must be {', '.join(['0', *others])} or 1, got {value!r}")
+    return value
+
+
 def build_native() -> bool:
-    value = os.environ.get("LADDERKERN_BUILD_NATIVE", "1")
-    if value not in ("0", "1"):
-        raise SystemExit(f"ladderkern: LADDERKERN_BUILD_NATIVE must be 0 or 1, got {value!r}")
-    return value == "1"
+    return switch("LADDERKERN_BUILD_NATIVE", "1") == "1"
 
 
 def find_tool(name: str) -> str | None:
@@ -52,6 +61,25 @@ def torch_is_recent() -> bool:
     return (int(major), int(minor)) >= OLDEST_TORCH
 
 
+def find_nvcc() -> str | None:
+    """The CUDA compiler that LADDERKERN_BUILD_CUDA asks for, if any."""
+    wanted = switch("LADDERKERN_BUILD_CUDA", "auto", "auto")
+    if wanted == "0":
+        return None
+    homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    places = ["nvcc", *(f"{home}/bin/nvcc" for home in [*homes, "/usr/local/cuda"])]
+    named = os.environ.get("CUDACXX")
+    nvcc = next(filter(None, map(shutil.which, [named] if named else places)), None)
+    if nvcc is None and wanted == "1":
+        raise SystemExit(
+            "ladderkern: LADDERKERN_BUILD_CUDA=1 needs nvcc: put it on PATH, or name its toolkit by CUDA_HOME "
+            "(without LADDERKERN_BUILD_CUDA=1 the package is built without the CUDA library: Triton then serves GPUs)"
+        )
+    if nvcc is None:
+        sys.stderr.write("ladderkern: no nvcc here: built without the CUDA library, Triton serves GPUs\n")
+    return nvcc
+
+
 def check_tools() -> None:
     """Stop with one line that says what to type, when the native build lacks a tool."""
     missing = [name for name in ("cmake", "ninja") if find_tool(name) is None]
@@ -65,16 +93,22 @@ def check_tools() -> None:
         )
 
 
-def run_cmake() -> Path:
-    """Configure and build incrementally in build/cmake; return the library."""
+def run_cmake() -> list[Path]:
+    """Configure and build incrementally in build/cmake; return the libraries that were asked for, by their place in a wheel."""
     check_tools()
+    nvcc = find_nvcc()
     cmake, ninja = find_tool("cmake"), find_tool("ninja")
     torch_root = Path(importlib.util.find_spec("torch").origin).parent
     configure = [
         *(cmake, "-S", ROOT, "-B", CMAKE_BUILD, "-G", "Ninja"),
         f"-DCMAKE_MAKE_PROGRAM={ninja}",
         f"-DTORCH_ROOT={torch_root}",
+        f"-DLADDERKERN_BUILD_CUDA={'ON' if nvcc else 'OFF'}",
+        f"-DLADDERKERN_BUILD_SANITIZED={'ON' if switch('LADDERKERN_BUILD_SANITIZED', '0') == '1' else 'OFF'}",
     ]
+    if nvcc:
+        configure += [f"-DCMAKE_CUDA_COMPILER={nvcc}"]
+        configure += [f"-DLADDERKERN_CUDA_ARCHS={archs}"] if (archs := os.environ.get("LADDERKERN_CUDA_ARCHS")) else []
     if os.environ.get("LADDERKERN_BUILD_TESTS", "0") == "1":
         configure += ["-DLADDERKERN_BUILD_TESTS=ON", f"-DPython_EXECUTABLE={sys.executable}"]
     else:
@@ -82,23 +116,26 @@ def run_cmake() -> Path:
     for command in (configure, [cmake, "--build", CMAKE_BUILD]):
         if subprocess.run(command).returncode != 0:
             raise SystemExit("ladderkern: the native build failed; the compiler's or CMake's message stands above")
-    return CMAKE_BUILD / LIBRARY.name
+    return [NATIVE, CUDA] if nvcc and (CMAKE_BUILD / CUDA.name).exists() else [NATIVE]
 
 
 class BuildNative(build_ext):
-    """Let CMake build the one native library, and put it where the package looks for it."""
+    """Let CMake build the libraries, and put them where the package looks for them."""
 
     def run(self):
-        library = run_cmake()
-        target = (ROOT if self.inplace else Path(self.build_lib)) / LIBRARY
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # A new file in one move: a process that has the old library loaded keeps it whole.
-        fresh = target.with_suffix(".new")
-        shutil.copyfile(library, fresh)
-        os.replace(fresh, target)
+        root = ROOT if self.inplace else Path(self.build_lib)
+        (root / FOLDER).mkdir(parents=True, exist_ok=True)
+        self.built = run_cmake()
+        for library in self.built:
+            # A new file in one move: a process that has the old library loaded keeps it whole.
+            fresh = (root / library).with_suffix(".new")
+            shutil.copyfile(CMAKE_BUILD / library.name, fresh)
+            os.replace(fresh, root / library)
+        if CUDA not in self.built:  # one of an earlier build may not fit these sources
+            (root / CUDA).unlink(missing_ok=True)
 
     def get_outputs(self):
-        return [str(Path(self.build_lib) / LIBRARY)]
+        return [str(Path(self.build_lib) / library) for library in getattr(self, "built", [NATIVE])]
 
     def get_output_mapping(self):
         return {}

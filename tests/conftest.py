@@ -11,6 +11,11 @@ import torch
 
 import ladderkern
 from ladderkern.runtime.library import NATIVE
+from ladderkern.runtime.text import text_table
+
+
+def pytest_addoption(parser):
+    parser.addoption("--tables", action="store_true", help="print the tables that tests fill by table_row")
 
 
 def pytest_collection_modifyitems(items):
@@ -31,6 +36,34 @@ def one_thread():
 @pytest.fixture(autouse=True)
 def known_rng():
     torch.manual_seed(0)
+
+
+def recorded(terminalreporter, name):
+    """What tests gave to record_property under ``name``, in order; of the workers of pytest-xdist too."""
+    reports = (report for reports in terminalreporter.stats.values() for report in reports)
+    calls = (report for report in reports if getattr(report, "when", "") == "call")
+    return [value for report in calls for key, value in report.user_properties if key == name]
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if not config.getoption("--tables"):
+        return
+    tables = {}
+    for title, heading, cells in recorded(terminalreporter, "table_row"):
+        tables.setdefault((title, tuple(heading)), []).append(cells)
+    for (title, heading), rows in tables.items():
+        terminalreporter.section(title)
+        terminalreporter.write_line(text_table(heading, rows))
+
+
+@pytest.fixture
+def table_row(record_property):
+    """Adds a line to a table that ``--tables`` prints at the end of the run: (title, heading, cells)."""
+
+    def add(title, heading, cells):
+        record_property("table_row", (title, list(heading), [str(cell) for cell in cells]))
+
+    return add
 
 
 @pytest.fixture(params=["reference", "native"])

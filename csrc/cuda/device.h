@@ -100,6 +100,7 @@ template <int N, class S> LK_FN void load_numbers(const void* p, DType type, int
     case DType::kHalf:
         return load_numbers<N>(static_cast<const f16*>(p), i, out);
     case DType::kDouble:
+    default:
         return load_numbers<N>(static_cast<const double*>(p), i, out);
     }
 }

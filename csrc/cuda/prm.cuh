@@ -2,6 +2,7 @@
 // responses are long.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #include "../cpu/prm.h"
@@ -59,13 +60,17 @@ template <class W> struct PrmTally {
         if (b.key < a.key || (b.key == a.key && b.at < a.at))
             a = b;
     }
-    LK_MEMBER void add(int64_t at, W key, bool right, const StepScore<W>& score) {
+    LK_MEMBER void add(int64_t at, W key, bool right, const StepScore<W>& score, bool probabilities) {
         lower(least, {key, at});
         lower(greatest, {-key, at});
         last = {key, at};
         nan_at = key != key && at < nan_at ? at : nan_at;
         wrong_at = !right && at < wrong_at ? at : wrong_at;
-        margin.add(score.margin), prob.add(score.prob), log_prob.add(score.log_prob);
+        margin.add(score.margin), prob.add(score.prob);
+        // Of a margin log p has two parts, whose own sum would be rounded at each step.
+        log_prob.add(probabilities ? score.log_prob : key < W(0) ? key : W(0));
+        if (!probabilities)
+            log_prob.add(-log1p_unit(decay_of(key)));
     }
     // Together with other steps of the response, whose places are counted from the same step.
     LK_MEMBER void join(const PrmTally& b) {
@@ -159,7 +164,8 @@ template <class W> LK_DEVICE PrmTally<W> tally_of(const PrmForward& a, int64_t b
             const W key = key_of<W>(a, row);
             const StepScore<W> score = score_of(a, key);
             store_step(a, row, score);
-            tally.add(tally.count + bits_set(steps & ((1u << lane) - 1)), key, a.strict ? key > bound : key >= bound, score);
+            tally.add(tally.count + bits_set(steps & ((1u << lane) - 1)), key, a.strict ? key > bound : key >= bound, score,
+                      a.probabilities);
         } else if (exists) {
             store_step<W>(a, row, {W(NAN), W(NAN), W(NAN)});
         }
@@ -176,7 +182,7 @@ template <class W> LK_FN void finish(const PrmForward& a, int64_t response, PrmT
     t.margin.settle(), t.prob.settle(), t.log_prob.settle();
     const StepScore<W> least = score_of(a, usual ? t.least.key : W(NAN)), last = score_of(a, t.last.key);
     const StepScore<W> greatest = score_of(a, usual ? -t.greatest.key : W(NAN));
-    const W product = exp_bounded(t.log_prob.sum);
+    const W product = std::exp(t.log_prob.sum); // a subnormal one too, which exp_bounded takes for 0
     const auto index = [&](int64_t at) { return at == kNowhere ? int64_t(-1) : at; };
     const int64_t argmin = index(usual ? t.least.at : t.nan_at), argmax = index(usual ? t.greatest.at : t.nan_at);
     const auto put = [&](PrmAggregate which, W value) {
@@ -184,7 +190,7 @@ template <class W> LK_FN void finish(const PrmForward& a, int64_t response, PrmT
     };
     put(kMin, least.prob), put(kMax, greatest.prob), put(kLast, last.prob);
     put(kMean, t.prob.sum / n), put(kProduct, product + product * t.log_prob.lost), put(kLogProduct, t.log_prob.sum);
-    put(kGeometricMean, exp_bounded(t.log_prob.sum / n)), put(kMeanMargin, t.margin.sum / n);
+    put(kGeometricMean, std::exp(t.log_prob.sum / n)), put(kMeanMargin, t.margin.sum / n);
     put(kMinMargin, least.margin), put(kMaxMargin, greatest.margin), put(kLastMargin, last.margin);
     const int64_t places[kIndices] = {t.count, argmin, argmax, index(t.wrong_at)};
     for (int i = 0; i < kIndices; ++i)

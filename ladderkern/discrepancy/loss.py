@@ -69,8 +69,9 @@ def token_discrepancy_loss(
     x, y = rows_of(logits, labels, shift, -1, "logits")
     options = {**table.options, "image_start": image_start}
     group = group_of(group)
-    # Before the op, so that what counting takes is free again when the op allocates.
-    _, image = image_codes(positions_of(y, labels.shape, shift), image_start, table.num_codes)
+    # Before the op, so that what counting takes is free again when the op allocates: 16 bytes a row are needed in all.
+    targets = positions_of(y, labels.shape, shift)
+    image = (targets >= image_start) & (targets < image_start + table.num_codes)
     if group is None:
         check_discrepancy(x, y, table.data, **options)
         warn_if_masked(x, y, table, image_start, stacklevel=3)

@@ -100,7 +100,7 @@ def _why_not(op: Op, name: str, device: str) -> str:
     if name not in op.backends:
         return f"the op is written for {', '.join(op.backends)} alone"
     if name == "cuda":
-        return "" if CUDA.loaded else f"the CUDA library: {CUDA.reason}"
+        return "" if CUDA.loaded else f"the CUDA library {CUDA.reason}"
     if name == "native":
         if device != "cpu":
             return f"it serves CPU tensors, not {device}"

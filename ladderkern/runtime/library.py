@@ -90,17 +90,24 @@ def differentiable(forward: Op, backward: Op, count: int, saved: slice) -> None:
     """Tie each overload of ``forward`` to the same overload of ``backward``, whose own derivative is an error.
 
     The first ``count`` outputs are differentiable, in the first input alone. The backward op takes their gradients, the inputs,
-    the outputs that ``saved`` picks, and the keywords.
+    the outputs that ``saved`` picks, and the keywords. A gradient that nobody asks for is zeros of stride 0.
     """
 
     def setup_context(ctx: Any, inputs: Any, keyword_only_inputs: Any, output: Any) -> None:
         ctx.mark_non_differentiable(*output[count:])
+        ctx.set_materialize_grads(False)
+        ctx.like = [(o.shape, o.dtype) for o in output[:count]]
         ctx.save_for_backward(*inputs, *output[saved])
         ctx.options = keyword_only_inputs
         ctx.others = (None,) * (len(inputs) - 1)
 
     def backward_of(op: Any, ctx: Any, *grads: Any) -> Any:
-        return op(*grads[:count], *ctx.saved_tensors, **ctx.options), *ctx.others
+        first, *_ = ctx.saved_tensors
+        asked = [
+            first.new_zeros((), dtype=dtype).expand(shape) if grad is None else grad
+            for grad, (shape, dtype) in zip(grads[:count], ctx.like, strict=True)
+        ]
+        return op(*asked, *ctx.saved_tensors, **ctx.options), *ctx.others
 
     differentiable_by(backward_of, forward, backward, setup_context)
 
@@ -167,16 +174,20 @@ class CudaStatus:
 def _load_cuda() -> CudaStatus:
     path = _FOLDER / "libladderkern_cuda.so"
     if torch.version.cuda is None:
-        return CudaStatus(False, "torch is built without CUDA")
+        return CudaStatus(False, "does not serve a torch that is built without CUDA")
     if not path.exists():
-        return CudaStatus(False, "not built: nvcc was not found when ladderkern was built")
+        return CudaStatus(
+            False, "was not built: ladderkern was installed where nvcc was not found, or with LADDERKERN_BUILD_CUDA=0"
+        )
     if error := _load_error(path):
         return CudaStatus(False, error)
     library = ctypes.CDLL(str(path))
     library.ladderkern_cuda_reason.restype = ctypes.c_char_p
     reason: bytes = library.ladderkern_cuda_reason()
     version = int(library.ladderkern_cuda_version())
-    return CudaStatus(not reason, reason.decode(), f"{version // 1000}.{version // 10 % 100}")
+    return CudaStatus(
+        not reason, f"does not serve: {reason.decode()}" if reason else "", f"{version // 1000}.{version // 10 % 100}"
+    )
 
 
 NATIVE = _load_native()

@@ -1,5 +1,5 @@
 # ruff: noqa: RUF005 - Triton compiles a subset of Python
-"""What the Triton kernels of every feature share: exact division and roots, rounding, logarithms, scalar arguments."""
+"""What the Triton kernels of every feature share: exact division and roots, rounding, logarithms, arguments, rows."""
 
 from __future__ import annotations
 
@@ -72,6 +72,13 @@ def numbers_of(arguments, T: tl.constexpr):
         else:
             numbers = numbers + (tl.cast(arguments[i], T),)
     return numbers
+
+
+@triton.jit
+def row(p, i_row, stride, ALIGN: tl.constexpr):
+    """Pointer to a row of a tensor.  ALIGN: what the address of every row is a multiple of, in bytes."""
+    # The hint is on the offset, since the AMD compiler forgets hints on pointers; the tensor's own address the launch tells.
+    return p + tl.multiple_of(i_row * stride, ALIGN * 8 // p.dtype.element_ty.primitive_bitwidth)
 
 
 @triton.jit

@@ -1,17 +1,22 @@
-"""What tests, benchmarks and users share: the budget rule, inputs in awkward layouts, guard bands and poisoned memory."""
+"""What tests, benchmarks and users share: the budget rule, awkward inputs, guard bands, poisoned memory, memory traffic."""
 
+from . import work
 from .inputs import EMPTY_SHAPES, LAYOUTS, Guarded, floats, guarded, laid_out
 from .oracle import assert_within_budget, budget
 from .poison import poisoned_allocations
+from .traffic import Launch, counted_traffic
 
 __all__ = [
     "EMPTY_SHAPES",
     "LAYOUTS",
     "Guarded",
+    "Launch",
     "assert_within_budget",
     "budget",
+    "counted_traffic",
     "floats",
     "guarded",
     "laid_out",
     "poisoned_allocations",
+    "work",
 ]
