@@ -54,11 +54,11 @@ test: $(STAMPS)/test  ## run all tests, the Triton kernels in the interpreter in
 	TRITON_INTERPRET=1 $(PY) -m pytest -m interpreter $(PYTEST_ARGS) || rc=1; \
 	exit $$rc
 
-# The second time with the sanitizers' runtime in front of Python's own, as it must be.
+# The second time with the sanitizers' runtime in front of all others, as it must be, and with the one that throws beside it.
 emulate: $(STAMPS)/test  ## run the CUDA kernels on the CPU, then again under AddressSanitizer and UBSan, and print what ran
 	LADDERKERN_BUILD_SANITIZED=1 $(PY) setup.py -q build_ext --inplace
 	LADDERKERN_EMULATION_TABLE=1 $(PY) -m pytest -q tests/emulation $(PYTEST_ARGS)
-	LD_PRELOAD="$$(c++ -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 LADDERKERN_EMULATION=sanitized \
+	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 LADDERKERN_EMULATION=sanitized \
 	LADDERKERN_EMULATION_TABLE=1 $(PY) -m pytest -q tests/emulation $(PYTEST_ARGS)
 
 # Three minutes on two cores; what was compiled is kept in build/, so that a second run only reads it.

@@ -227,15 +227,14 @@ template <class T, SpamMask Mask> struct SpamThread {
     }
 };
 
-// Blocks that one multiprocessor can hold: as many as the registers allow without spilling.
-template <class T, SpamMask Mask> constexpr int kSpamBlocks = sizeof(T) == 8 ? 2 : Mask == SpamMask::kDense ? 4 : 3;
+// Blocks that one multiprocessor holds: as many as the registers allow on every architecture without spilling.
+template <class T> constexpr int kSpamBlocks = sizeof(T) == 8 ? 2 : 3;
 
 // p *= 1 - lr wd; where drawn: g clipped to +-sqrt(threshold v); m, v = EMAs of g, g^2; p -= size m / (sqrt(v) + eps).
 // A tile of one tensor a block, eight elements a thread. Reads p, g, m, v and writes p, m, v: 28 bytes an element in float32,
 // 20 on a restart, the least possible; m and v only where drawn; an undrawn row only for its weight decay.
 template <class T, SpamMask Mask>
-__global__ void __launch_bounds__(kSpamThreads, kSpamBlocks<T, Mask>)
-    spam_step(const __grid_constant__ SpamArguments<T> arguments) {
+__global__ void __launch_bounds__(kSpamThreads, kSpamBlocks<T>) spam_step(const __grid_constant__ SpamArguments<T> arguments) {
     const SpamRules<T>& rules = arguments.rules;
     if (rules.found_inf.data && number<T>(rules.found_inf) != T(0))
         return;

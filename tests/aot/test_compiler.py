@@ -29,7 +29,7 @@ def device(request):
 
 def code(device, kernel, *arguments, **options):
     with compiling_for(device) as launches:
-        kernel[(1,)](*arguments, **options)
+        kernel[(1,)](*arguments, **options, enable_fp_fusion=False)
     (launch,) = launches
     assert launch.kernel == kernel.__name__
     return code_of(launch.compiled)

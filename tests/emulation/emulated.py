@@ -33,9 +33,10 @@ def load_module():
 
 
 def sanitizer_environment() -> dict[str, str]:
-    """What a Python process needs that loads the sanitized module: its runtime must come first."""
-    library = subprocess.run(["c++", "-print-file-name=libasan.so"], check=True, capture_output=True, text=True).stdout.strip()
-    return os.environ | {"LD_PRELOAD": library, "ASAN_OPTIONS": "detect_leaks=0", "LADDERKERN_EMULATION": "sanitized"}
+    """What a Python process needs that loads the sanitized module: its runtime first, and beside it the one that throws."""
+    names = ("libasan.so", "libstdc++.so")
+    found = [subprocess.check_output(["c++", f"-print-file-name={name}"], text=True).strip() for name in names]
+    return os.environ | {"LD_PRELOAD": " ".join(found), "ASAN_OPTIONS": "detect_leaks=0", "LADDERKERN_EMULATION": "sanitized"}
 
 
 def import_file(name: str, path: Path):
