@@ -180,10 +180,10 @@ def test_copies_live_until_the_launch():
 @pytest.mark.parametrize("layout", ["transposed", "channels_last"])
 def test_dense_layouts_shared_by_all_tensors_are_walked_in_place(layout):
     lists = [[floats((2, 3, 4, 5), layout=layout, seed=i).abs_()] for i in range(4)] + [[torch.tensor(3.0)]]
+    assert_step_right(lists)  # uploads its table, unless an earlier test's tensors lay at the same addresses
     uploads = kernel_module().TABLES.uploads
     assert_step_right(lists)
-    assert_step_right(lists)
-    assert kernel_module().TABLES.uploads == uploads + 1, "copies would have new addresses"
+    assert kernel_module().TABLES.uploads == uploads, "copies would have new addresses"
 
 
 @pytest.mark.parametrize("which", [0, 2, 3], ids=[NAMES[i] for i in (0, 2, 3)])
