@@ -79,6 +79,17 @@ struct Copies {
     }
 };
 
+inline void check_lists(const Tensors& params, const Tensors& grads, const Tensors& exp_avgs, const Tensors& exp_avg_sqs,
+                        const Tensors& steps, const std::vector<int64_t>& indices, const std::vector<int64_t>& placement,
+                        int64_t density_16ths) {
+    const size_t n = params.size();
+    STD_TORCH_CHECK(grads.size() == n && exp_avgs.size() == n && exp_avg_sqs.size() == n && steps.size() == n &&
+                        indices.size() == n,
+                    "grads, exp_avgs, exp_avg_sqs, steps and indices must have one entry for each of the params");
+    STD_TORCH_CHECK(placement.empty() || placement.size() == 4 * n, "placement must be empty or hold 4 integers a parameter");
+    STD_TORCH_CHECK(density_16ths >= 1 && density_16ths <= kStratum, "density_16ths must be in [1, 16]");
+}
+
 inline void check_one(size_t i, const View& p, const View& g, const View& m, const View& v, const View& step,
                       const SpamHyper& h) {
     STD_TORCH_CHECK(g.same_shape(p), "grads[", i, "] must have its parameter's shape");

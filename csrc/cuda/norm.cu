@@ -1,29 +1,27 @@
 // The residual-norm ops on CUDA: checks, then one launch forward, two backward.
 #include <torch/csrc/stable/library.h>
 
-#include <tuple>
-
-#include "../bind/norm_tensors.h"
+#include "../bind/norm_ops.h"
 #include "launch.h"
 #include "library.h"
 #include "norm_plan.h"
 
 namespace {
 
-using lk::MaybeTensor, lk::NormTensors, lk::ScalarType, lk::Tensor;
+using lk::NormTensors, lk::Tensor;
 
 lk::NormMatrix matrix(const lk::NormRows& rows) { return {rows.data, rows.stride}; }
 lk::NormVector vector(const char* data, lk::DType type) { return {const_cast<char*>(data), type}; }
 
 // The kernel's arguments but those that the caller has filled in.
-void forward(const NormTensors& t, double eps, bool round_sum) {
+void forward(const NormTensors& t) {
     if (t.c.rows == 0)
         return;
     lk::NormForward a{};
     a.x = matrix(t.c.x), a.update = matrix(t.c.update), a.update2 = matrix(t.c.update2);
     a.normed = matrix(t.c.normed), a.normed2 = matrix(t.c.normed2), a.stream = matrix(t.c.stream);
     a.weight = vector(t.c.weight, t.c.weight_type), a.weight2 = vector(t.c.weight2, t.c.weight_type);
-    a.rstd = t.c.rstd, a.hidden = t.c.hidden, a.eps = eps, a.round_sum = round_sum;
+    a.rstd = t.c.rstd, a.hidden = t.c.hidden, a.eps = t.c.eps, a.round_sum = t.c.round_sum;
     const lk::OnDevice on(t.x.get_device_index());
     lk::with_norm_types(t.c.type, t.normed_type != t.x.scalar_type(), [&](auto x, auto o) {
         using X = decltype(x);
@@ -73,60 +71,15 @@ void backward(const NormTensors& t, Tensor& grad_weight, Tensor* grad_weight2) {
                         [&](auto x, auto o) { backward_as<decltype(x), decltype(o)>(t, a, sum, on.stream); });
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> add_rms_norm(Tensor x, MaybeTensor update, MaybeTensor update2, Tensor weight,
-                                                        MaybeTensor weight2, double eps, bool round_sum) {
-    STD_TORCH_CHECK(update || !update2, "update2 must be None where update is");
-    NormTensors t(x, weight, weight2);
-    t.c.update = t.rows(update, x.scalar_type(), "update");
-    t.c.update2 = t.rows(update2, x.scalar_type(), "update2");
-    Tensor normed = t.output(t.c.normed, t.normed_type);
-    Tensor normed2 = weight2 ? t.output(t.c.normed2, t.normed_type) : t.absent(t.normed_type);
-    Tensor stream = t.output(t.c.stream, x.scalar_type());
-    Tensor rstd = t.rstd_output();
-    forward(t, eps, round_sum);
-    return {normed, normed2, stream, rstd};
-}
-
-std::tuple<Tensor, Tensor, Tensor> add_rms_norm_backward(Tensor grad_normed, Tensor grad_normed2, Tensor grad_stream,
-                                                         Tensor stream, Tensor weight, MaybeTensor weight2, Tensor rstd) {
-    NormTensors t(stream, weight, weight2);
-    t.c.grad_normed = t.rows(grad_normed, t.normed_type, "grad_normed");
-    if (weight2)
-        t.c.grad_normed2 = t.rows(grad_normed2, t.normed_type, "grad_normed2");
-    t.c.grad_stream = t.rows(grad_stream, stream.scalar_type(), "grad_stream");
-    t.rstd_input(rstd);
-    Tensor grad_x = t.output(t.c.grad_x, stream.scalar_type());
-    Tensor grad_weight = torch::stable::empty_like(weight);
-    Tensor grad_weight2 = weight2 ? torch::stable::empty_like(*weight2) : t.absent(t.weight_type);
-    backward(t, grad_weight, weight2 ? &grad_weight2 : nullptr);
-    return {grad_x, grad_weight, grad_weight2};
-}
-
-std::tuple<Tensor, Tensor> rms_norm(Tensor x, Tensor weight, double eps, bool round_sum) {
-    NormTensors t(x, weight, std::nullopt);
-    Tensor normed = t.output(t.c.normed, t.normed_type);
-    Tensor rstd = t.rstd_output();
-    forward(t, eps, round_sum);
-    return {normed, rstd};
-}
-
-std::tuple<Tensor, Tensor> rms_norm_backward(Tensor grad_normed, Tensor x, Tensor weight, Tensor rstd) {
-    NormTensors t(x, weight, std::nullopt);
-    t.c.grad_normed = t.rows(grad_normed, t.normed_type, "grad_normed");
-    t.rstd_input(rstd);
-    Tensor grad_x = t.output(t.c.grad_x, x.scalar_type());
-    Tensor grad_weight = torch::stable::empty_like(weight);
-    backward(t, grad_weight, nullptr);
-    return {grad_x, grad_weight};
-}
+struct Call : NormTensors {
+    using NormTensors::NormTensors;
+    void forward() const { ::forward(*this); }
+    void backward(Tensor& grad_weight, Tensor* grad_weight2) const { ::backward(*this, grad_weight, grad_weight2); }
+};
 
 } // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(ladderkern, CUDA, m) {
-    if (lk::driver_serves()) {
-        m.impl("add_rms_norm", TORCH_BOX(&add_rms_norm));
-        m.impl("add_rms_norm_backward", TORCH_BOX(&add_rms_norm_backward));
-        m.impl("rms_norm", TORCH_BOX(&rms_norm));
-        m.impl("rms_norm_backward", TORCH_BOX(&rms_norm_backward));
-    }
+    if (lk::driver_serves())
+        lk::register_norm_ops<Call>(m);
 }

@@ -113,11 +113,7 @@ void spam_step_(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg
                 bool row_mask, int64_t seed, std::vector<int64_t> indices, std::vector<int64_t> placement,
                 std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf) {
     const size_t n = params.size();
-    STD_TORCH_CHECK(grads.size() == n && exp_avgs.size() == n && exp_avg_sqs.size() == n && steps.size() == n &&
-                        indices.size() == n,
-                    "grads, exp_avgs, exp_avg_sqs, steps and indices must have one entry for each of the params");
-    STD_TORCH_CHECK(placement.empty() || placement.size() == 4 * n, "placement must be empty or hold 4 integers a parameter");
-    STD_TORCH_CHECK(density_16ths >= 1 && density_16ths <= lk::kStratum, "density_16ths must be in [1, 16]");
+    lk::check_lists(params, grads, exp_avgs, exp_avg_sqs, steps, indices, placement, density_16ths);
     Numbers numbers{0, std::nullopt, grad_scale, found_inf};
     if (lr.is_cpu())
         numbers.lr = host_number(lr, "lr");

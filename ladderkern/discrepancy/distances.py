@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..runtime.checks import check_integers
+
 
 class Codes:
     """The codebook read in blocks: float64, in the order of the logits' columns, and centred.
@@ -52,8 +54,7 @@ def _checked_codebook(codebook: Tensor) -> Tensor:
 def _checked_order(order: Any, codebook: Tensor) -> Tensor:
     """The permutation as an int64 tensor on the codebook's device."""
     order = torch.as_tensor(order, device=codebook.device).detach()
-    if order.dtype.is_floating_point or order.dtype.is_complex or order.dtype == torch.bool:
-        raise TypeError(f"order must hold integers, got {order.dtype}")
+    check_integers(order=order)
     N = codebook.shape[0]
     if order.shape != (N,):
         raise ValueError(f"order must have shape ({N},), one code for each image column, got {tuple(order.shape)}")

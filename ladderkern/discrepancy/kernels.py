@@ -12,10 +12,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..runtime.dtypes import wide
 from ..runtime.launch import double_bits, on_device, power_of_two
 from ..runtime.math_kernels import divide, numbers_of, rounded, row
-from . import ops
-from .reference import TABLE, wide
+from .reference import TABLE
 from .row_kernels import (
     block_counts,
     distances,
@@ -218,7 +218,6 @@ def _rows(logits: Tensor, count: int) -> tuple[Tensor, ...]:
 
 def token_discrepancy(logits: Tensor, labels: Tensor, table: Tensor, **options) -> tuple[Tensor, ...]:
     """The op ``token_discrepancy`` (see ``ops.py``): one launch."""
-    ops.check_discrepancy(logits, labels, table, **options)
     rows = _rows(logits, 3)
     if logits.shape[0]:
         with on_device(logits.device):
@@ -234,7 +233,6 @@ def token_discrepancy_backward(
     grad_output: Tensor, logits: Tensor, labels: Tensor, table: Tensor, *rows: Tensor, **options
 ) -> Tensor:
     """The op ``token_discrepancy_backward``: one launch, which writes every element of the gradient."""
-    ops.check_discrepancy_backward(grad_output, logits, labels, table, *rows, **options)
     grad_logits = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
     if logits.shape[0]:
         with on_device(logits.device):
@@ -251,7 +249,6 @@ def cross_entropy_discrepancy(
     logits: Tensor, labels: Tensor, table: Tensor, *, ignore_index: int, label_smoothing: float, **options
 ) -> tuple[Tensor, ...]:
     """The op ``cross_entropy_discrepancy``: one launch."""
-    ops.check_joint(logits, labels, table, ignore_index=ignore_index, label_smoothing=label_smoothing, **options)
     rows = _rows(logits, 6)
     if logits.shape[0]:
         V = logits.shape[1]
@@ -270,10 +267,6 @@ def cross_entropy_discrepancy_backward(
     ignore_index: int, label_smoothing: float, **options,
 ) -> Tensor:  # fmt: skip
     """The op ``cross_entropy_discrepancy_backward``: one launch, which writes every element of the gradient."""
-    ops.check_joint_backward(
-        grad_cross_entropy, grad_discrepancy, logits, labels, table, *rows,
-        ignore_index=ignore_index, label_smoothing=label_smoothing, **options,
-    )  # fmt: skip
     grad_logits = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
     if logits.shape[0]:
         V, share = logits.shape[1], label_smoothing / logits.shape[1]

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..runtime import backend
+from ..runtime.dtypes import wide
 from .ops import CROSS_ENTROPY_DISCREPANCY, CROSS_ENTROPY_DISCREPANCY_BACKWARD, check_joint, differentiable_once
-from .reference import wide
 from .rows import RowStatistics, check_vocabulary
 
 

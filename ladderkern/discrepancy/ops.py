@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from ..runtime import library
-from ..runtime.checks import names
+from ..runtime.dtypes import names, wide
 from . import reference
-from .reference import METRICS, TABLE, wide
+from .reference import METRICS, TABLE
 
 LOGITS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 TABLES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -102,6 +102,11 @@ def _rows_like(logits: Tensor, count: int) -> tuple[Tensor, ...]:
     return tuple(logits.new_empty((logits.shape[0],), dtype=wide(logits.dtype)) for _ in range(count))
 
 
+def _gradient_fake(*tensors: Tensor, **options: Any) -> Tensor:
+    logits = next(tensor for tensor in tensors if tensor.dim() == 2)  # the first that is not one number a row
+    return logits.new_empty(logits.shape)
+
+
 # --------------------------------------------------------------------------------------------------- the discrepancy alone
 
 
@@ -116,38 +121,20 @@ def check_discrepancy_backward(grad_output, logits, labels, table, loss, top, to
     check_rows(logits, grad_output=grad_output, loss=loss, top=top, total=total)
 
 
-def _discrepancy_fake(logits, labels, table, **options):
-    check_discrepancy(logits, labels, table, **options)
-    return _rows_like(logits, 3)
-
-
-def _discrepancy_reference(logits, labels, table, **options):
-    check_discrepancy(logits, labels, table, **options)
-    return reference.token_discrepancy(logits, labels, table, **options)
-
-
-def _discrepancy_backward_fake(grad_output, logits, *tensors, **options):
-    check_discrepancy_backward(grad_output, logits, *tensors, **options)
-    return logits.new_empty(logits.shape)
-
-
-def _discrepancy_backward_reference(*tensors, **options):
-    check_discrepancy_backward(*tensors, **options)
-    return reference.token_discrepancy_backward(*tensors, **options)
-
-
 TOKEN_DISCREPANCY = library.define(
     "token_discrepancy",
     f"({_INPUTS}, *, {_COMMON}) -> (Tensor loss, Tensor top, Tensor total)",
-    reference=_discrepancy_reference,
-    fake=_discrepancy_fake,
+    check=check_discrepancy,
+    reference=reference.token_discrepancy,
+    fake=lambda logits, *_, **options: _rows_like(logits, 3),
     triton=("ladderkern.discrepancy.kernels", "token_discrepancy"),
 )
 TOKEN_DISCREPANCY_BACKWARD = library.define(
     "token_discrepancy_backward",
     f"(Tensor grad_output, {_INPUTS}, Tensor loss, Tensor top, Tensor total, *, {_COMMON}) -> Tensor",
-    reference=_discrepancy_backward_reference,
-    fake=_discrepancy_backward_fake,
+    check=check_discrepancy_backward,
+    reference=reference.token_discrepancy_backward,
+    fake=_gradient_fake,
     triton=("ladderkern.discrepancy.kernels", "token_discrepancy_backward"),
 )
 
@@ -170,38 +157,20 @@ def check_joint_backward(
     check_rows(logits, top=top, total=total, image_top=image_top, image_total=image_total)
 
 
-def _joint_fake(logits, labels, table, **options):
-    check_joint(logits, labels, table, **options)
-    return _rows_like(logits, 6)
-
-
-def _joint_reference(logits, labels, table, **options):
-    check_joint(logits, labels, table, **options)
-    return reference.cross_entropy_discrepancy(logits, labels, table, **options)
-
-
-def _joint_backward_fake(grad_cross_entropy, grad_discrepancy, logits, *tensors, **options):
-    check_joint_backward(grad_cross_entropy, grad_discrepancy, logits, *tensors, **options)
-    return logits.new_empty(logits.shape)
-
-
-def _joint_backward_reference(*tensors, **options):
-    check_joint_backward(*tensors, **options)
-    return reference.cross_entropy_discrepancy_backward(*tensors, **options)
-
-
 CROSS_ENTROPY_DISCREPANCY = library.define(
     "cross_entropy_discrepancy",
     f"({_INPUTS}, *, {_JOINT}) -> (Tensor cross_entropy, Tensor discrepancy, {_PAIRS})",
-    reference=_joint_reference,
-    fake=_joint_fake,
+    check=check_joint,
+    reference=reference.cross_entropy_discrepancy,
+    fake=lambda logits, *_, **options: _rows_like(logits, 6),
     triton=("ladderkern.discrepancy.kernels", "cross_entropy_discrepancy"),
 )
 CROSS_ENTROPY_DISCREPANCY_BACKWARD = library.define(
     "cross_entropy_discrepancy_backward",
     f"(Tensor grad_cross_entropy, Tensor grad_discrepancy, {_INPUTS}, Tensor discrepancy, {_PAIRS}, *, {_JOINT}) -> Tensor",
-    reference=_joint_backward_reference,
-    fake=_joint_backward_fake,
+    check=check_joint_backward,
+    reference=reference.cross_entropy_discrepancy_backward,
+    fake=_gradient_fake,
     triton=("ladderkern.discrepancy.kernels", "cross_entropy_discrepancy_backward"),
 )
 

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ..runtime import backend
 from ..runtime.checks import values_readable
+from ..runtime.dtypes import wide
 from .ops import check_columns, check_inputs, check_smoothing, differentiable_once
-from .reference import distance_rows, exact_sum, exponentials, image_codes, wide
+from .reference import distance_rows, exact_sum, exponentials, image_codes
 from .rows import RowStatistics, check_vocabulary
 
 

@@ -14,13 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..runtime.dtypes import wide
+
 TABLE = 0  # the value of ``metric`` that says: the table holds distances, not codes
 METRICS = {"mse": 1, "sqeuclidean": 2, "euclidean": 3}
-
-
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """dtype of all arithmetic on logits of ``dtype``, and of everything that is returned for a row."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def image_codes(labels: Tensor, image_start: int, num_codes: int) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..runtime.checks import values_readable
+from ..runtime.checks import check_integers, values_readable
 from .table import DistanceTable
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -54,8 +54,7 @@ def rows_of(values: Tensor, labels: Tensor, shift: int, filler: int, name: str) 
     """
     if not values.dtype.is_floating_point:
         raise TypeError(f"{name} must be floating point, got {values.dtype}")
-    if labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool:
-        raise TypeError(f"labels must hold integers, got {labels.dtype}")
+    check_integers(labels=labels)
     if values.dim() == 0:
         raise ValueError(f"{name} must have one dimension or more, got none")
     if labels.shape != values.shape[:-1]:

@@ -13,10 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..runtime.dtypes import wide
 from ..runtime.launch import double_bits, on_device, power_of_two
 from ..runtime.math_kernels import divide, numbers_of, rounded, row, sqrt
-from . import ops
-from .reference import wide
 
 # ------------------------------------------------------------------------------------------------------------------ forward
 
@@ -268,7 +267,6 @@ def add_rms_norm(
     x: Tensor, update: Tensor | None, update2: Tensor | None, weight: Tensor, weight2: Tensor | None, **options: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The op ``add_rms_norm`` (see ``ops.py``): one launch."""
-    ops.check_add_rms_norm(x, update, update2, weight, weight2, **options)
     normed, normed2, stream, rstd = _forward(x, update, update2, weight, weight2, **options, keep_stream=True)
     return normed, normed.new_empty((0,)) if normed2 is None else normed2, stream, rstd
 
@@ -278,7 +276,6 @@ def add_rms_norm_backward(
     rstd: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The op ``add_rms_norm_backward``: two launches."""
-    ops.check_add_rms_norm_backward(grad_normed, grad_normed2, grad_stream, stream, weight, weight2, rstd)
     second = None if weight2 is None else grad_normed2
     grad_x, grad_weight, grad_weight2 = _backward(grad_normed, second, grad_stream, stream, weight, weight2, rstd)
     return grad_x, grad_weight, grad_weight.new_empty((0,)) if grad_weight2 is None else grad_weight2
@@ -286,13 +283,11 @@ def add_rms_norm_backward(
 
 def rms_norm(x: Tensor, weight: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
     """The op ``rms_norm``: one launch."""
-    ops.check_rms_norm(x, weight, **options)
     normed, _, _, rstd = _forward(x, None, None, weight, None, **options, keep_stream=False)
     return normed, rstd
 
 
 def rms_norm_backward(grad_normed: Tensor, x: Tensor, weight: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
     """The op ``rms_norm_backward``: two launches."""
-    ops.check_rms_norm_backward(grad_normed, x, weight, rstd)
     grad_x, grad_weight, _ = _backward(grad_normed, None, None, x, weight, None, rstd)
     return grad_x, grad_weight

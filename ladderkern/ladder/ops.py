@@ -19,9 +19,8 @@ import torch
 from torch import Tensor
 
 from ..runtime import library
-from ..runtime.checks import names
+from ..runtime.dtypes import names, wide
 from . import reference
-from .reference import wide
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -108,14 +107,12 @@ def check_add_rms_norm_backward(grad_normed, grad_normed2, grad_stream, stream, 
 
 
 def _add_fake(x, update, update2, weight, weight2, **options):
-    check_add_rms_norm(x, update, update2, weight, weight2, **options)
     normed = x.new_empty(x.shape, dtype=_common(x, weight))
     normed2 = _absent(normed) if weight2 is None else torch.empty_like(normed)
     return normed, normed2, x.new_empty(x.shape), x.new_empty((x.shape[0],), dtype=wide(x.dtype))
 
 
 def _add_reference(x, update, update2, weight, weight2, **options):
-    check_add_rms_norm(x, update, update2, weight, weight2, **options)
     normed, normed2, stream, rstd = reference.add_rms_norm(x, update, update2, weight, weight2, **options)
     # An op returns no alias of its input, and contiguous rows as its fake says.
     stream = stream.clone(memory_format=torch.contiguous_format) if update is None else stream.contiguous()
@@ -123,13 +120,11 @@ def _add_reference(x, update, update2, weight, weight2, **options):
 
 
 def _add_backward_fake(grad_normed, grad_normed2, grad_stream, stream, weight, weight2, rstd):
-    check_add_rms_norm_backward(grad_normed, grad_normed2, grad_stream, stream, weight, weight2, rstd)
     grad_weight2 = _absent(weight) if weight2 is None else torch.empty_like(weight2)
     return stream.new_empty(stream.shape), torch.empty_like(weight), grad_weight2
 
 
 def _add_backward_reference(*tensors):
-    check_add_rms_norm_backward(*tensors)
     grad_x, grad_weight, grad_weight2 = reference.add_rms_norm_backward(*tensors)
     return grad_x.contiguous(), grad_weight, _absent(grad_weight) if grad_weight2 is None else grad_weight2
 
@@ -138,6 +133,7 @@ ADD_RMS_NORM = library.define(
     "add_rms_norm",
     "(Tensor x, Tensor? update, Tensor? update2, Tensor weight, Tensor? weight2, *, float eps, bool round_sum) "
     "-> (Tensor normed, Tensor normed2, Tensor stream, Tensor rstd)",
+    check=check_add_rms_norm,
     reference=_add_reference,
     fake=_add_fake,
     triton=("ladderkern.ladder.kernels", "add_rms_norm"),
@@ -147,6 +143,7 @@ ADD_RMS_NORM_BACKWARD = library.define(
     "add_rms_norm_backward",
     "(Tensor grad_normed, Tensor grad_normed2, Tensor grad_stream, Tensor stream, Tensor weight, Tensor? weight2, Tensor rstd) "
     "-> (Tensor grad_x, Tensor grad_weight, Tensor grad_weight2)",
+    check=check_add_rms_norm_backward,
     reference=_add_backward_reference,
     fake=_add_backward_fake,
     triton=("ladderkern.ladder.kernels", "add_rms_norm_backward"),
@@ -170,23 +167,19 @@ def check_rms_norm_backward(grad_normed, x, weight, rstd) -> None:
 
 
 def _norm_fake(x, weight, **options):
-    check_rms_norm(x, weight, **options)
     return x.new_empty(x.shape, dtype=_common(x, weight)), x.new_empty((x.shape[0],), dtype=wide(x.dtype))
 
 
 def _norm_reference(x, weight, **options):
-    check_rms_norm(x, weight, **options)
     normed, rstd = reference.rms_norm(x, weight, **options)
     return normed.contiguous(), rstd
 
 
 def _norm_backward_fake(grad_normed, x, weight, rstd):
-    check_rms_norm_backward(grad_normed, x, weight, rstd)
     return x.new_empty(x.shape), torch.empty_like(weight)
 
 
 def _norm_backward_reference(*tensors):
-    check_rms_norm_backward(*tensors)
     grad_x, grad_weight = reference.rms_norm_backward(*tensors)
     return grad_x.contiguous(), grad_weight
 
@@ -194,6 +187,7 @@ def _norm_backward_reference(*tensors):
 RMS_NORM = library.define(
     "rms_norm",
     "(Tensor x, Tensor weight, *, float eps, bool round_sum) -> (Tensor normed, Tensor rstd)",
+    check=check_rms_norm,
     reference=_norm_reference,
     fake=_norm_fake,
     triton=("ladderkern.ladder.kernels", "rms_norm"),
@@ -202,6 +196,7 @@ RMS_NORM = library.define(
 RMS_NORM_BACKWARD = library.define(
     "rms_norm_backward",
     "(Tensor grad_normed, Tensor x, Tensor weight, Tensor rstd) -> (Tensor grad_x, Tensor grad_weight)",
+    check=check_rms_norm_backward,
     reference=_norm_backward_reference,
     fake=_norm_backward_fake,
     triton=("ladderkern.ladder.kernels", "rms_norm_backward"),

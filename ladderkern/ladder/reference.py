@@ -20,10 +20,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """dtype of all arithmetic on rows of ``dtype``, and of their rstd."""
-    return torch.promote_types(dtype, torch.float32)
+from ..runtime.dtypes import wide
 
 
 def normalize(s: Tensor, dtype: torch.dtype, weight: Tensor, rstd: Tensor, round_sum: bool) -> Tensor:

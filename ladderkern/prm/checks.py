@@ -5,15 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..runtime.checks import values_readable
+from ..runtime.checks import check_integers, values_readable
 from . import ops
-
-
-def check_integers(**tensors: Tensor) -> None:
-    """Raises TypeError unless every tensor holds integers (bool is none)."""
-    for name, tensor in tensors.items():
-        if tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype == torch.bool:
-            raise TypeError(f"{name} must hold integers, got {tensor.dtype}")
 
 
 def check_same_shape(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..runtime.checks import values_readable
-from .checks import check_integers, check_same_shape, checked_offsets
+from ..runtime.checks import check_integers, values_readable
+from .checks import check_same_shape, checked_offsets
 from .reference import layout, logit
 from .select import best_of_n, offsets_of, ranking
 
@@ -117,7 +117,7 @@ def min_is_last_share(scores: Any) -> Tensor:
     The "process to outcome shift" of arXiv 2501.07301, section 4.3: a PRM whose minimum is mostly the last step judges
     answers, not steps (published, over Best-of-8 responses: 9 to 55 %).  0-dim float64
     """
-    return (scores.min_is_last & (scores.count > 0)).sum().double() / (scores.count > 0).sum()
+    return scores.min_is_last.sum().double() / (scores.count > 0).sum()
 
 
 class BestOfN(NamedTuple):

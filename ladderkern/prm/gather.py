@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..runtime.checks import values_readable
+from ..runtime.checks import check_integers, values_readable
 from .ops import check_offsets
 
 
@@ -91,7 +91,7 @@ def _row_starts(mask: Tensor, cu_seqlens: Tensor | None) -> Tensor:
     B, T = mask.shape
     if cu_seqlens is None:
         return torch.arange(B + 1, device=mask.device) * T
-    _check_integers("cu_seqlens", cu_seqlens)
+    check_integers(cu_seqlens=cu_seqlens)
     if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] == 0 or cu_seqlens.device != mask.device:
         raise ValueError(f"cu_seqlens must have shape [B + 1] on {mask.device}, "
                          f"got {tuple(cu_seqlens.shape)} on {cu_seqlens.device}")  # fmt: skip
@@ -138,7 +138,7 @@ def step_mask(
         TypeError, ValueError: naming the argument; with shift -1, on CPU, a separator at position 0 that counts (on a device it
             has no step).
     """
-    _check_integers("input_ids", input_ids)
+    check_integers(input_ids=input_ids)
     if input_ids.dim() not in (1, 2):
         raise ValueError(f"input_ids must have shape [B, T] or [T], got {tuple(input_ids.shape)}")
     if shift not in (0, -1):
@@ -151,7 +151,7 @@ def step_mask(
         found = found | (input_ids == other)
     if ignore_before is not None:
         if isinstance(ignore_before, Tensor):
-            _check_integers("ignore_before", ignore_before)
+            check_integers(ignore_before=ignore_before)
             if ignore_before.shape != input_ids.shape[:-1] or ignore_before.device != input_ids.device:
                 raise ValueError(f"ignore_before must have shape {tuple(input_ids.shape[:-1])} on {input_ids.device}, "
                                  f"got {tuple(ignore_before.shape)} on {ignore_before.device}")  # fmt: skip
@@ -189,8 +189,3 @@ def column_ids(columns: tuple[int, int], width: int, device: torch.device) -> Te
         raise ValueError(f"columns must be two different ids (negative, positive) in 0..{width - 1}, got {tuple(columns)}")
     negative, positive = columns
     return torch.arange(2, device=device) * (positive - negative) + negative
-
-
-def _check_integers(name: str, tensor: Tensor) -> None:
-    if tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype == torch.bool:
-        raise TypeError(f"{name} must hold integers, got {tensor.dtype}")

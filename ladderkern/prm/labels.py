@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import check_integers, check_same_shape, checked_offsets
+from ..runtime.checks import check_integers
+from .checks import check_same_shape, checked_offsets
 from .reference import first, layout
 
 IGNORED = -100

@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..runtime.checks import values_readable
+from ..runtime.dtypes import wide
 from . import labels as step_labels
 from .labels import IGNORED
-from .reference import log_odds, wide
+from .reference import log_odds
 
 REDUCTIONS = ("mean", "sum", "none")
 

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from ..runtime import backend, library
-from ..runtime.checks import names, values_readable
+from ..runtime.checks import values_readable
+from ..runtime.dtypes import names, wide
 from . import reference
-from .reference import wide
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -145,7 +145,6 @@ def check_scores(name: str, steps: Tensor, responses: Tensor, mask: Tensor | Non
 
 
 def _fake(scores, offsets, mask, class_weights, **options):
-    check(scores, offsets, mask, class_weights, **options)
     S, R, dtype = scores.shape[0], offsets.shape[0] - 1, wide(scores.dtype)
     return (
         scores.new_empty((len(STEPS), S), dtype=dtype),
@@ -156,18 +155,15 @@ def _fake(scores, offsets, mask, class_weights, **options):
 
 
 def _reference(scores, offsets, mask, class_weights, **options):
-    check(scores, offsets, mask, class_weights, **options)
     check_offsets(offsets, scores.shape[0])
     return reference.prm_scores(scores, offsets, mask, class_weights, **options)
 
 
 def _backward_fake(grad_steps, grad_responses, scores, *tensors, **options):
-    check_backward(grad_steps, grad_responses, scores, *tensors, **options)
     return scores.new_empty(scores.shape)
 
 
 def _backward_reference(*tensors, **options):
-    check_backward(*tensors, **options)
     check_offsets(tensors[3], tensors[2].shape[0])
     return reference.prm_scores_backward(*tensors, **options)
 
@@ -175,6 +171,7 @@ def _backward_reference(*tensors, **options):
 PRM_SCORES = library.define(
     "prm_scores",
     f"({_INPUTS}, *, {_KEYWORDS}) -> (Tensor steps, Tensor responses, Tensor indices, Tensor min_is_last)",
+    check=check,
     reference=_reference,
     fake=_fake,
     triton=("ladderkern.prm.kernels", "prm_scores"),
@@ -184,6 +181,7 @@ PRM_SCORES_BACKWARD = library.define(
     "prm_scores_backward",
     f"(Tensor grad_steps, Tensor grad_responses, {_INPUTS}, Tensor steps, Tensor responses, Tensor indices, *, {_KEYWORDS})"
     " -> Tensor",
+    check=check_backward,
     reference=_backward_reference,
     fake=_backward_fake,
     triton=("ladderkern.prm.kernels", "prm_scores_backward"),

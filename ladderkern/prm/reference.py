@@ -20,12 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..runtime.dtypes import wide
+
 NEUTRAL = 0.5  # what stands in rows that are no steps: a logit and a probability that no formula minds
-
-
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """dtype of all arithmetic on scores of ``dtype``, and of everything that is returned but indices."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def logit(probability: float) -> float:
@@ -113,7 +110,8 @@ def step_scores(x: Tensor, class_weights: Tensor | None, positive: int, probabil
         prob = x[:, 0]
         return prob.log() - torch.log1p(-prob), prob, prob.log()
     margin = log_odds(x, class_weights, positive)
-    return margin, torch.sigmoid(margin), F.logsigmoid(margin)
+    decay = torch.where(margin < 0, margin, -margin).exp()  # unlike torch.sigmoid the same wherever in a vector a step lies
+    return margin, torch.where(margin < 0, decay, 1.0) / (1.0 + decay), F.logsigmoid(margin)
 
 
 def prm_scores(
@@ -164,7 +162,7 @@ def prm_scores(
     margin, prob, log_prob = F.pad(steps.double(), (0, 1), value=math.nan)
     mean_margin, mean, log_mean = (total(response, R, values[:S]) / length for values in (margin, prob, log_prob))
     log_product = total(response, R, log_prob[:S])
-    aggregates = [mean, log_product.exp(), log_product, log_mean.exp(), mean_margin]
+    aggregates = [mean, exp_of_sum(log_product), log_product, exp_of_sum(log_mean), mean_margin]
     ends = (argmin, argmax, last)
     responses = torch.stack([*(prob[row] for row in ends), *aggregates, *(margin[row] for row in ends)])
     return steps, responses.to(key.dtype), indices, (argmin == last) & (length > 0)
@@ -173,6 +171,18 @@ def prm_scores(
 def total(response: Tensor, R: int, values: Tensor) -> Tensor:
     """Sum over the steps of each response, in float64 and in their order.  [R]"""
     return torch.zeros(R + 1, dtype=torch.float64, device=values.device).index_add(0, response, values.double())[:R]
+
+
+def exp_of_sum(x: Tensor) -> Tensor:
+    """exp of float64 sums of log p, in the arithmetic of csrc/math/exp.h: equal sums give equal products wherever they lie."""
+    x = x.clamp(min=-709.3)
+    n = (x * 1.4426950408889634).round()
+    r = (x - n * 6.93147180369123816490e-01) - n * 1.90821492927058770002e-10
+    tail = r * (1 / math.factorial(13)) + 1 / math.factorial(12)
+    for degree in range(11, 1, -1):
+        tail = tail * r + 1 / math.factorial(degree)
+    power_of_two = ((n.nan_to_num().long() + 1023) << 52).view(torch.float64)
+    return ((tail * (r * r) + r) + 1.0) * power_of_two
 
 
 def attaining(response: Tensor, R: int, key: Tensor, extreme: str) -> Tensor:

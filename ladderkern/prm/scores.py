@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..runtime.checks import check_integers
 from .gather import check_mask
 from .ops import INDICES, RESPONSES, STEPS, score, weights_of
 
@@ -130,13 +131,12 @@ def _score(
     probabilities: bool = False,
     shape: tuple[int, ...] = (-1,),
 ) -> StepScores:
-    if offsets.dtype != torch.int64 and not (offsets.dtype.is_floating_point or offsets.dtype == torch.bool):
-        offsets = offsets.to(torch.int64)
+    check_integers(offsets=offsets)
     weights = None if class_weights is None else weights_of(class_weights, scores)
     steps, responses, indices, min_is_last = score(
         name,
         scores,
-        offsets,
+        offsets.to(torch.int64),
         mask,
         weights,
         positive=positive,

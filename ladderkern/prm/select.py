@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import check_sizes
+from ..runtime.checks import check_integers
+from .checks import check_same_shape, check_sizes
 from .reference import layout
 
 # What ranks the responses under each strategy: (field for scores made from logits, field for scores made from
@@ -93,14 +94,13 @@ def weighted_majority(answers: Tensor, weights: Tensor | None, group_sizes: Tens
 
     Source: weighted majority voting, Li et al. 2023 (arXiv 2206.02336), as in search-and-learn's ``pred_weighted``.
     """
-    if answers.dtype.is_floating_point or answers.dtype == torch.bool:
-        raise TypeError(f"answers must hold integers, got {answers.dtype}")
+    check_integers(answers=answers)
     if answers.dim() != 1:
         raise ValueError(f"answers must have shape [R], got {tuple(answers.shape)}")
     if weights is None:
         weights = torch.ones_like(answers, dtype=torch.float64)
-    elif weights.shape != answers.shape:
-        raise ValueError(f"weights must have the shape {tuple(answers.shape)} of answers, got {tuple(weights.shape)}")
+    else:
+        check_same_shape("weights", weights, "answers", answers)
     weights, group, _ = _grouped(weights, group_sizes, "weights")
     order = answers.sort(stable=True).indices
     order = order[group[order].sort(stable=True).indices]
@@ -137,8 +137,10 @@ def best_of_n_by_strategy(scores: Any, group_sizes: Tensor, *, probabilities: bo
 
 def _grouped(values: Tensor, group_sizes: Tensor, name: str = "values") -> tuple[Tensor, Tensor, Tensor]:
     """(values as floats, group of each response, its index in there)."""
-    if values.dim() == 0 or values.dtype.is_complex:
-        raise ValueError(f"{name} must be real, of shape [..., R], got {values.dtype}, {tuple(values.shape)}")
+    if values.dtype.is_complex:
+        raise TypeError(f"{name} must be real, got {values.dtype}")
+    if values.dim() == 0:
+        raise ValueError(f"{name} must have shape [..., R], got a scalar")
     check_sizes(group_sizes, values, name)
     group, local, _ = layout(offsets_of(group_sizes), None, values.shape[-1])
     return values.detach() if values.dtype.is_floating_point else values.double(), group, local

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .reference import layout, total, wide
+from ..runtime.dtypes import wide
+from .reference import exp_of_sum, layout, total
 from .scores import StepScores, score_probs, score_steps
 
 
@@ -73,8 +73,8 @@ class StepState:
     def append(self, scores: Tensor, where: Tensor | None = None) -> StepState:
         """With one more step for each response: logits [R, C] or [R], probabilities [R].
 
-        In the native backend the result is that of scoring all steps at once, bit for bit; in others within the roundings of
-        their exp and log, which depend on where a step lies.
+        On CPU the result is that of scoring all steps at once, bit for bit; on a device, where the order of sums is another,
+        within their roundings.
 
         Args:
             where: [R] bool, which responses grow; what the others' scores hold does not matter. None: all.
@@ -136,7 +136,7 @@ class StepState:
         count, argmin, argmax, first_error = self.indices
         mean_margin, mean, log_mean = (self.sums / count).unbind()
         log_product = self.sums[2]
-        aggregates = torch.stack([mean, _exp(log_product), log_product, _exp(log_mean), mean_margin])
+        aggregates = torch.stack([mean, exp_of_sum(log_product), log_product, exp_of_sum(log_mean), mean_margin])
         mean, product, log_product, geometric_mean, mean_margin = aggregates.to(self.prob.dtype).unbind()
         none = self.prob.new_empty(0)
         return StepScores(
@@ -177,15 +177,3 @@ def _same(options: dict[str, Any], others: dict[str, Any]) -> bool:
         return False
     pairs = ((options[name], others[name]) for name in options)
     return all(a is b or (not (isinstance(a, Tensor) or isinstance(b, Tensor)) and a == b) for a, b in pairs)
-
-
-def _exp(x: Tensor) -> Tensor:
-    """exp of float64 numbers <= 0 in the arithmetic of csrc/math/exp.h, so that products have the native backend's bits."""
-    x = x.clamp(min=-709.3)
-    n = (x * 1.4426950408889634).round()
-    r = (x - n * 6.93147180369123816490e-01) - n * 1.90821492927058770002e-10
-    tail = r * (1 / math.factorial(13)) + 1 / math.factorial(12)
-    for degree in range(11, 1, -1):
-        tail = tail * r + 1 / math.factorial(degree)
-    power_of_two = ((n.nan_to_num().long() + 1023) << 52).view(torch.float64)
-    return ((tail * (r * r) + r) + 1.0) * power_of_two

@@ -1,4 +1,4 @@
-"""What checks of arguments share: whether they may read values, and how messages list dtypes."""
+"""What checks of arguments share: whether they may read values, and that tensors hold integers."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ def values_readable(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" or (os.environ.get("LADDERKERN_CHECK") == "1" and not tensor.is_meta)
 
 
-def names(dtypes: tuple[torch.dtype, ...]) -> str:
-    """Dtypes as messages list them."""
-    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+def check_integers(**tensors: Tensor) -> None:
+    """Raises TypeError unless every tensor holds integers (bool is none)."""
+    for name, tensor in tensors.items():
+        if tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype == torch.bool:
+            raise TypeError(f"{name} must hold integers, got {tensor.dtype}")

@@ -33,6 +33,7 @@ class Op:
     reference: Any
     triton: Any
     backends: tuple[str, ...]
+    launcher: tuple[str, str] | None = None  # of Triton: module and function
 
 
 OPS: dict[str, Op] = {}
@@ -42,6 +43,7 @@ def define(
     name: str,
     schema: str,
     *,
+    check: Callable[..., None],
     reference: Callable[..., Any],
     fake: Callable[..., Any],
     triton: tuple[str, str],
@@ -49,14 +51,23 @@ def define(
 ) -> Op:
     """Register one op: schema text, fake, and its Python implementations.
 
-    ``triton`` is (module, function) of the launcher: Triton is imported when the first call needs it, not before. ``cuda``:
-    the CUDA library implements the op too, and where that is loaded it serves CUDA tensors.
+    ``check`` gets the arguments before each of these does: an op called eagerly never runs its fake. ``triton`` is (module,
+    function) of the launcher: Triton is imported when the first call needs it, not before. ``cuda``: the CUDA library serves
+    the op too, where it is loaded.
     """
     module, function = triton
 
-    def launch(*args: Any, **kwargs: Any) -> Any:
+    def checked(implementation: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            check(*args, **kwargs)
+            return implementation(*args, **kwargs)
+
+        return call
+
+    def load_and_launch(*args: Any, **kwargs: Any) -> Any:
         return getattr(importlib.import_module(module), function)(*args, **kwargs)
 
+    reference, fake, launch = checked(reference), checked(fake), checked(load_and_launch)
     for overload, implementation in (("", reference), (".reference", reference), (".triton", launch)):
         LIBRARY.define(f"{name}{overload}{schema}")
         LIBRARY.impl(f"{name}{overload}", implementation, "CompositeExplicitAutograd")
@@ -65,7 +76,7 @@ def define(
         LIBRARY.impl(name, launch, "CUDA")  # also ROCm, whose dispatch key is the same
     packet = getattr(getattr(torch.ops, NAMESPACE), name)
     backends = ("native", "cuda", "triton", "reference") if cuda else ("native", "triton", "reference")
-    OPS[name] = Op(name, packet.default, packet.reference, packet.triton, backends)
+    OPS[name] = Op(name, packet.default, packet.reference, packet.triton, backends, triton)
     return OPS[name]
 
 

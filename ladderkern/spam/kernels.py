@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ..runtime.launch import TableCache, double_bits, on_device, power_of_two, signed_word, stand_ins, walk_together
 from ..runtime.math_kernels import divide, everywhere, numbers_of, round_stochastically, rounded, sqrt
-from . import ops
 from .formula_kernels import bits_below, find, phase, position, random_word, step_size, stratum_bits, table_fields
 from .reference import _ROUNDING_STREAM, STRATUM, Hyper, _log
 
@@ -187,7 +186,6 @@ def spam_step_(
     params, grads, exp_avgs, exp_avg_sqs, steps, lr, *, indices, placement, grad_scale=None, found_inf=None, **hyper
 ) -> None:
     """The op ``spam_step_`` (see ``ops.py``): one launch for each combination of device, dtypes and kind of mask."""
-    ops.check(params, grads, exp_avgs, exp_avg_sqs, steps, lr, indices, placement, hyper["density_16ths"], hyper["row_mask"])
     rules = Hyper(**hyper)
     buckets: dict[tuple, list[tuple[int, ...]]] = {}
     copies: list[tuple[Tensor, Tensor]] = []

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..runtime import backend, library
+from ..runtime.dtypes import names
 from . import reference
 from .reference import STRATUM, Hyper
 
@@ -76,7 +77,7 @@ def _check_one(at: str, p: Tensor, g: Tensor, m: Tensor, v: Tensor, step: Tensor
         if tensor.layout != torch.strided:
             raise TypeError(f"{name}{at} must be dense, got layout {tensor.layout}")
         if tensor.dtype not in allowed:
-            raise TypeError(f"{name}{at} must have one of the dtypes {_names(allowed)}, got {tensor.dtype}")
+            raise TypeError(f"{name}{at} must have one of the dtypes {names(allowed)}, got {tensor.dtype}")
         if tensor.device != p.device:
             raise ValueError(f"{name}{at} must be on its parameter's device {p.device}, got {tensor.device}")
     if v.dtype != m.dtype:
@@ -92,20 +93,20 @@ def _check_one(at: str, p: Tensor, g: Tensor, m: Tensor, v: Tensor, step: Tensor
         raise TypeError(f"steps{at} must hold one float32 number, got {step.dtype} of shape {tuple(step.shape)}")
 
 
-def _names(dtypes: Sequence[torch.dtype]) -> str:
-    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-
-
-def _step_fake(
+def check_step(
     params, grads, exp_avgs, exp_avg_sqs, steps, lr, *, indices, placement, grad_scale=None, found_inf=None, **hyper
-):
+) -> None:
+    """The check of spam_step_; ``hyper`` are the other keywords of its schema."""
     check(params, grads, exp_avgs, exp_avg_sqs, steps, lr, indices, placement, hyper["density_16ths"], hyper["row_mask"])
+
+
+def _step_fake(*tensors, **keywords):
+    pass
 
 
 def _step_reference(
     params, grads, exp_avgs, exp_avg_sqs, steps, lr, *, indices, placement, grad_scale=None, found_inf=None, **hyper
 ):
-    check(params, grads, exp_avgs, exp_avg_sqs, steps, lr, indices, placement, hyper["density_16ths"], hyper["row_mask"])
     lists = (params, grads, exp_avgs, exp_avg_sqs, steps)
     reference.spam_step_(*lists, lr, Hyper(**hyper), indices, placement, grad_scale, found_inf)
 
@@ -119,6 +120,7 @@ def _update(param, grad, exp_avg, exp_avg_sq, step, lr, *, index=0, **hyper):
 SPAM_STEP = library.define(
     "spam_step_",
     _STEP,
+    check=check_step,
     reference=_step_reference,
     fake=_step_fake,
     triton=("ladderkern.spam.kernels", "spam_step_"),
