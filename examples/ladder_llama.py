@@ -29,16 +29,11 @@ class SlowLink(ladder.DelayedCommunicator):
 
     def __init__(self, group):
         super().__init__(ladder.ProcessGroupCommunicator(group), LINK_SECONDS)
-        self.free_at, self.taken, self.exposed = 0.0, Counter(), Counter()
-
-    def launch(self, tensor, name):
-        handle = super().launch(tensor, name)
-        handle.due = self.free_at = max(self.free_at, time.perf_counter()) + LINK_SECONDS
-        return handle
+        self.taken, self.exposed = Counter(), Counter()
 
     def wait(self, handle):
         self.taken[handle.name.phase] += LINK_SECONDS
-        self.exposed[handle.name.phase] += max(handle.due - time.perf_counter(), 0)
+        self.exposed[handle.name.phase] += max(handle.work.due - time.perf_counter(), 0)
         super().wait(handle)
 
     def report(self):

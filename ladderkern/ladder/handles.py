@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -44,7 +45,7 @@ class Handle:
         return work
 
 
-class Communicator:
+class Communicator(ABC):
     """Sums tensors over the ranks of a group, asynchronously and in place. Every handle is waited for exactly once.
 
     On a device neither call waits on the host: ``wait`` orders the current stream after the sum.
@@ -55,15 +56,15 @@ class Communicator:
     def __deepcopy__(self, memo: Any) -> Communicator:
         return self  # the copy of a model speaks to the same ranks
 
+    @abstractmethod
     def launch(self, tensor: Tensor, name: Any = "all-reduce") -> Handle:
         """Start summing a contiguous tensor; ``name`` stands in error messages and records."""
-        raise NotImplementedError
 
+    @abstractmethod
     def wait(self, handle: Handle) -> None:
         """Return when ``handle.tensor`` holds the sum (on a device: for what the current stream runs from here on)."""
-        raise NotImplementedError
 
-    def compute(self, name: Collective) -> None:
+    def compute(self, name: Collective) -> None:  # noqa: B027 - who only communicates need not know
         """Told when a branch is about to compute; ``name`` is the all-reduce that follows."""
 
 

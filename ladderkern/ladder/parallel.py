@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 from .comm import Communicator
+from .comm import communicator as communicator_of
 from .llama import inner_model, wire
 from .saving import save_pretrained
 from .sharded import ColumnParallelLinear, Placer, ReplicatedRMSNorm, RowParallelLinear, SharedHeadLinear
@@ -42,13 +43,14 @@ def tensor_parallel(model: Any, mesh: Any, *, communicator: Communicator | None 
     Args:
         model: a Llama, Qwen2 or Mistral model of transformers with its language model head, before or after ``to_ladder``.
         mesh: a DeviceMesh of one dimension, or one named dimension of a larger mesh, as ``mesh["tp"]``.
-        communicator: what sums over the mesh's ranks in the stack, by default a :class:`ProcessGroupCommunicator`.
+        communicator: what sums over the mesh's ranks in the stack, by default what a :class:`LadderStack` takes for
+            their group.
 
     Raises:
         TypeError: another model or mesh, or a projection that is no plain ``nn.Linear``.
         ValueError: no initialised process group, a mesh of more dimensions, parameters on several devices or not on the
-            mesh's, a model that is sharded already, heads or features that the ranks cannot share evenly. All of them come
-            before any communication, with the model as it was.
+            mesh's, a model that is sharded already, heads or features that the ranks cannot share evenly, torch's IntraNodeComm
+            asked for. All of them come before any communication, with the model as it was.
 
     Source: Shoeybi et al. 2019 (arXiv 1909.08053).
     """
@@ -56,6 +58,7 @@ def tensor_parallel(model: Any, mesh: Any, *, communicator: Communicator | None 
     _check_mesh(mesh)
     _check_model(model, mesh)
     _check_shapes(inner, mesh.size())
+    sums = communicator_of(mesh.get_group() if communicator is None else communicator)
     place = Placer(mesh)
     for layer in inner.layers:
         _shard_attention(layer.self_attn, place)
@@ -70,7 +73,7 @@ def tensor_parallel(model: Any, mesh: Any, *, communicator: Communicator | None 
     model.loss_function = partial(vocabulary_parallel_loss, mesh=mesh)
     model.save_pretrained = MethodType(save_pretrained, model)
     model.register_forward_hook(complete_logits)
-    wire(model, mesh.get_group() if communicator is None else communicator)
+    wire(model, sums)
     return model
 
 

@@ -72,7 +72,7 @@ class LadderStack(nn.Module):
             The stream after the last branch, with all outputs, not normed.  [..., hidden]
 
         Raises:
-            ValueError: a branch returns another shape, naming it.
+            ValueError: a branch returns another shape or a tensor on another device, naming it.
             RuntimeError: an all-reduce failed, naming it. Those in flight are waited for before any exception leaves.
         """
         normed: dict[int, Tensor] = {}
@@ -148,3 +148,5 @@ def _check_output(branch: int, partial: Any, x: Tensor) -> None:
     if not isinstance(partial, Tensor) or partial.shape != x.shape:
         got = tuple(partial.shape) if isinstance(partial, Tensor) else type(partial).__name__
         raise ValueError(f"branch {branch} must return a tensor of the shape of the stream, {tuple(x.shape)}, got {got}")
+    if partial.device != x.device:
+        raise ValueError(f"branch {branch} must return a tensor on the device of the stream, {x.device}, got {partial.device}")

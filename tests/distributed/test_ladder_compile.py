@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from ladder_branches import own, whole
 from torch._dynamo.testing import AotEagerAndRecordGraphs
+from torch._dynamo.utils import counters
 from torch._inductor.utils import run_and_get_code
 
 from ladderkern.ladder import LadderStack, ProcessGroupCommunicator
@@ -27,18 +28,23 @@ def compare(run, modules):
         torch.testing.assert_close(run(x), expected.detach())
 
 
+def compiled(modules, what, **options):
+    """A stack of the branches, all of it or each branch compiled."""
+    torch._dynamo.reset()
+    counters.clear()
+    stack = LadderStack(modules, DELAY, dist.group.WORLD)
+    (stack.compile_branches if what == "branches" else stack.compile)(**options)
+    return stack
+
+
 @pytest.mark.ranks(2)
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @pytest.mark.parametrize("what", ["stack", "branches"])
 def test_one_graph_gives_the_same(what, backend):
-    torch._dynamo.reset()
     modules = own(len(DELAY))
-    stack = LadderStack(modules, DELAY, dist.group.WORLD)
-    if what == "branches":
-        stack.compile_branches(backend=backend, fullgraph=True)
-    else:
-        stack.compile(backend=backend, fullgraph=True)
-    compare(stack, modules)
+    compare(compiled(modules, what, backend=backend, fullgraph=True), modules)
+    assert counters["stats"]["unique_graphs"] > 0
+    assert not counters["graph_break"]
 
 
 class Breaking(Branch):
@@ -50,14 +56,10 @@ class Breaking(Branch):
 @pytest.mark.ranks(2)
 @pytest.mark.parametrize("what", ["stack", "branches"])
 def test_graph_breaks_inside_branches_do_no_harm(what):
-    torch._dynamo.reset()
     modules = own(len(DELAY), kind=Breaking)
-    stack = LadderStack(modules, DELAY, dist.group.WORLD)
-    if what == "branches":
-        stack.compile_branches(backend="aot_eager")
-    else:
-        stack.compile(backend="aot_eager")
-    compare(stack, modules)
+    compare(compiled(modules, what, backend="aot_eager"), modules)
+    assert counters["stats"]["unique_graphs"] > 0
+    assert counters["graph_break"]
 
 
 def places(lines, *patterns):

@@ -73,11 +73,18 @@ def test_a_backward_after_one_that_failed_is_right():
     assert_same_gradients(gradients(y, x, modules), gradients(recurrence(dense, 1, x_dense), x_dense, dense))
 
 
+UNFIT = {
+    "shape": (lambda output: output[..., :2], rf"branch 1 must return .* \(2, 3, {HIDDEN}\), got \(2, 3, 2\)"),
+    "device": (lambda output: output.to("meta"), "branch 1 must return a tensor on the device of the stream, cpu, got meta"),
+}
+
+
 @pytest.mark.ranks(2)
-def test_a_wrong_shape_is_found_before_its_sum_is_launched():
-    communicator, modules = recorded(), own(3)
-    modules[1].register_forward_hook(lambda module, inputs, output: output[..., :2])
-    with pytest.raises(ValueError, match=rf"branch 1 must return .* \(2, 3, {HIDDEN}\), got \(2, 3, 2\)"):
+@pytest.mark.parametrize("what", UNFIT)
+def test_an_unfit_output_is_found_before_its_sum_is_launched(what):
+    communicator, modules, (spoil, message) = recorded(), own(3), UNFIT[what]
+    modules[1].register_forward_hook(lambda module, inputs, output: spoil(output))
+    with pytest.raises(ValueError, match=message):
         LadderStack(modules, 1, communicator)(stream())
     assert_waited_once(communicator.events)
     assert {event.name.branch for event in communicator.events if event.kind == "launch"} == {0}

@@ -243,6 +243,10 @@ def test_what_cannot_be_sharded_is_refused_before_any_communication():
     wrapped.model.layers[1].mlp.up_proj = torch.nn.Sequential(wrapped.model.layers[1].mlp.up_proj)
     refuse(TypeError, "plain nn.Linear, got Sequential", wrapped, mesh)
     refuse(ValueError, "sharded already", ladder.tensor_parallel(tiny_llama(), mesh), mesh)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dist, "get_backend_config", lambda group: "cpu:gloo,cuda:nccl")
+        patch.setenv("ENABLE_INTRA_NODE_COMM", "1")
+        refuse(ValueError, "unset ENABLE_INTRA_NODE_COMM", tiny_llama(), mesh)
 
 
 def test_a_process_group_must_be_initialised():

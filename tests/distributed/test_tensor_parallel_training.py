@@ -55,7 +55,9 @@ def alone(model):
 
 
 @pytest.mark.ranks(4)
-@pytest.mark.parametrize(("name", "layers"), [("llama", "ladder"), ("qwen2", "hybrid"), ("tied", "standard")])
+@pytest.mark.parametrize(
+    ("name", "layers"), [("llama", "ladder"), ("qwen2", "hybrid"), ("tied", "standard"), ("mistral", "ladder")]
+)
 def test_two_by_two_ranks_train_as_one_process_does(name, layers):
     mesh = mesh_of(2, 2)
     model, whole = whole_model(name, layers, vocab_size=64).train(), whole_model(name, layers, vocab_size=64).train()

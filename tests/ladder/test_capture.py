@@ -74,4 +74,6 @@ def test_cuda_graphs_of_a_stack_that_communicates_are_whole(options):
     "options", [{}, {"mode": "default"}, {"mode": "max-autotune-no-cudagraphs"}, {"backend": "eager"}], ids=str
 )
 def test_other_modes_may_break_graphs(options):
-    LadderStack(branches([0]), 1, RecordingCommunicator()).compile(**options)
+    stack = LadderStack(branches([0]), 1, RecordingCommunicator())
+    stack.compile(**options)
+    assert stack._compiled_call_impl is not None

@@ -195,8 +195,9 @@ def test_checkpointed_layers_are_computed_twice_and_give_the_same_gradients(ever
     expected, model = ladder.to_ladder(tiny_llama(), 3).train(), ladder.to_ladder(tiny_llama(), 3).train()
     model.activation_checkpointing_enable({"use_reentrant": reentrant}, every_n_layers=every)
     calls = [count_calls(module) for layer in model.model.layers for module in (layer.self_attn, layer.mlp)]
-    for m in (expected, model):
-        m(ids, attention_mask=mask, labels=labels, use_cache=True).loss.backward()
+    for m in (expected, model):  # without a cache of ours, transformers would make none
+        cache = transformers.DynamicCache(config=m.config)
+        m(ids, attention_mask=mask, labels=labels, past_key_values=cache, use_cache=True).loss.backward()
     assert [len(each) for each in calls] == [2 if i // 2 % every == 0 else 1 for i in range(8)]
     for p, q in zip(model.parameters(), expected.parameters(), strict=True):
         assert torch.equal(p.grad, q.grad)

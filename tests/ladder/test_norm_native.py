@@ -1,12 +1,10 @@
 """The native norms: every size, layout and dtype against float64; transformers' bits; the same bits however they are run."""
 
-import hashlib
-
 import pytest
 import torch
 
 from ladderkern.ladder import ops
-from ladderkern.testing import floats, guarded, poisoned_allocations
+from ladderkern.testing import fingerprint_of, floats, guarded, poisoned_allocations
 
 FLOATS = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 DTYPES = pytest.mark.parametrize("dtype", FLOATS, ids=str)
@@ -142,20 +140,12 @@ def cases():
 
 def fingerprint():
     """SHA-256 of all that the ops return over dtypes, sizes and conventions."""
-    digest = hashlib.sha256()
     large = {"dtype": torch.float32, "weight_dtype": torch.float32, "rows": LARGE[0], "hidden": LARGE[1]}
-    for case in [*cases(), large]:
-        for t in everything(**case):
-            digest.update(bits(t).numpy().tobytes())
-    return digest.hexdigest()
+    return fingerprint_of(t for case in [*cases(), large] for t in everything(**case))
 
 
-def test_results_do_not_depend_on_the_number_of_threads(thread_count):
-    found = set()
-    for threads in (1, 2, 3):
-        thread_count(threads)
-        found.add(fingerprint())
-    assert len(found) == 1
+def test_results_do_not_depend_on_the_number_of_threads(assert_same_for_threads):
+    assert_same_for_threads(fingerprint, 1, 2, 3)
 
 
 def test_every_cpu_tier_gives_the_same_bits(tier, fingerprint_of_tier):
