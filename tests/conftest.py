@@ -13,12 +13,19 @@ import ladderkern
 from ladderkern.runtime.library import NATIVE
 from ladderkern.runtime.text import text_table
 
+sys.path.insert(0, str(Path(__file__).parent))  # `import device`: with --import-mode=importlib tests see no neighbours
+
 
 def pytest_addoption(parser):
     parser.addoption("--tables", action="store_true", help="print the tables that tests fill by table_row")
 
 
 def pytest_collection_modifyitems(items):
+    if "LADDERKERN_TEST_ON" in os.environ:  # tests/device.py
+        from device import redirect_launchers
+
+        redirect_launchers()
+        return
     if os.environ.get("TRITON_INTERPRET") == "1":
         return
     skip = pytest.mark.skip(reason="the interpreter needs TRITON_INTERPRET=1, set before triton is imported")
@@ -102,6 +109,20 @@ def thread_count():
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def assert_same_for_threads(thread_count):
+    """``assert_same_for_threads(function, *counts)``: it returns the same with each number of threads."""
+
+    def check(function, *counts):
+        results = set()
+        for count in counts:
+            thread_count(count)
+            results.add(function())
+        assert len(results) == 1
+
+    return check
 
 
 TIERS = {
