@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from pathlib import Path
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 from ..runtime.backend import explain
 from .demo_frozen_lake import GRID, MOVES, PATCH, TOKENS, Plan
 from .demo_images_training import Run
-from .demo_report import text_table, write_rows
+from .demo_report import guide, software, text_table, write_rows
 
 _HEADER = ("loss", "tokens right", "of changed tokens", "pictures right", "distance of wrong tokens", "of all tokens", "step")
 
@@ -45,9 +44,7 @@ def reading_guide(plan: Plan, *, quick: bool) -> str:
         f"This is one seed ({plan.setting.seed}), one learning rate, a short run: try --seed N before believing a difference.",
         f"Joint: {explain('cross_entropy_discrepancy', torch.empty(1))}.",
     ]
-    if quick:
-        lines.append("--quick stops long before the model has learnt to copy: do not compare the losses by it.")
-    return "\n".join(lines)
+    return guide(lines, quick, "long before the model has learnt to copy: do not compare the losses by it.")
 
 
 def write_csv(runs: list[Run], plan: Plan, path: Path) -> None:
@@ -66,9 +63,7 @@ def write_csv(runs: list[Run], plan: Plan, path: Path) -> None:
             "held_out_moves": len(plan.held_out.move),
             "codes": len(plan.codebook.codes),
             "codebook_rms": f"{plan.codebook_error:.3f}",
-            "threads": torch.get_num_threads(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
+            **software(),
             "setting": plan.setting.describe(),
         }
         for run in runs

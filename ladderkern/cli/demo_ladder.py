@@ -11,7 +11,7 @@ import torch
 
 from ..runtime.backend import explain
 from . import demo_training
-from .demo_report import COLOURS, conditions, describe_training, progress_bar, text_table, write_rows
+from .demo_report import COLOURS, conditions, describe_training, guide, progress_bar, text_table, write_rows
 from .demo_spam import BEST_LR
 from .demo_training import Plan, Run, Setting, build_model, one_thread, train
 
@@ -106,9 +106,7 @@ def reading_guide(plan: Plan, *, quick: bool) -> str:
         "torchrun --nproc-per-node 2 examples/ladder_llama.py shows.",
         f"Ladder: {explain('add_rms_norm', torch.empty(1))}.",
     ]
-    if quick:
-        lines.append(f"--quick stops after {setting.steps} steps: do not compare wirings by it.")
-    return "\n".join(lines)
+    return guide(lines, quick, f"after {setting.steps} steps: do not compare wirings by it.")
 
 
 def write_csv(runs: list[Run], plan: Plan, path: Path) -> None:

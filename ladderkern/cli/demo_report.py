@@ -34,13 +34,16 @@ def write_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         writer.writerows(rows)
 
 
+def software() -> dict[str, Any]:
+    """What a run depends on beside its plan, as columns of a CSV file."""
+    return {"threads": torch.get_num_threads(), "python": platform.python_version(), "torch": torch.__version__}
+
+
 def conditions(plan: Plan) -> dict[str, Any]:
     """What is needed to repeat the runs of a plan, as columns of a CSV file."""
     return {
         "seed": plan.setting.seed,
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
+        **software(),
         "text_bytes": plan.text.num_bytes,
         "setting": plan.setting.describe(),
     }
@@ -58,6 +61,11 @@ def describe_training(plan: Plan, shared: str) -> str:
             f"{shared} for all",
         )
     )
+
+
+def guide(lines: Sequence[str], quick: bool, stops: str) -> str:
+    """Lines to read a table by; after a quick run also where it stops and what that means."""
+    return "\n".join([*lines, f"--quick stops {stops}"] if quick else lines)
 
 
 def table(runs: list[Run]) -> str:
@@ -82,9 +90,7 @@ def reading_guide(runs: list[Run], plan: Plan, *, quick: bool) -> str:
         "AdamW: torch's fused one, eps 1e-8. SPAM: eps 1e-6 and threshold 5000, as published.",
         f"Optimizer step: median of the run, clipping included, on one thread; {explain('spam_step_', torch.empty(1))}.",
     ]
-    if quick:
-        lines.append("--quick stops early, at learning rates found for the full run: do not compare optimizers by it.")
-    return "\n".join(lines)
+    return guide(lines, quick, "early, at learning rates found for the full run: do not compare optimizers by it.")
 
 
 def write_csv(runs: list[Run], plan: Plan, path: Path) -> None:

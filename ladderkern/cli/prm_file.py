@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def read_arrays(path: Path) -> dict[str, Any]:
     try:
         with np.load(path) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except ValueError as error:  # no archive, or one of pickles
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:  # no archive, a cut one, or one of pickles
         raise FileError(f"{path}: not a numpy archive of plain arrays: {error}") from None
     for name, array in arrays.items():
         if array.dtype.kind not in "fiub":

@@ -122,7 +122,7 @@ def _is_number(value: Any) -> bool:
     """Whether it is a number of JSON that a float64 holds: infinities too, but no NaN."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return False
-    return abs(value) <= sys.float_info.max or math.isinf(value)
+    return abs(value) <= sys.float_info.max or value in (math.inf, -math.inf)
 
 
 def _short(value: Any) -> str:

@@ -1,6 +1,7 @@
 """What tests, benchmarks and users share: the budget rule, awkward inputs, guard bands, poisoned memory, memory traffic."""
 
 from . import work
+from .bits import fingerprint_of
 from .inputs import EMPTY_SHAPES, LAYOUTS, Guarded, floats, guarded, laid_out
 from .oracle import assert_within_budget, budget
 from .poison import poisoned_allocations
@@ -14,6 +15,7 @@ __all__ = [
     "assert_within_budget",
     "budget",
     "counted_traffic",
+    "fingerprint_of",
     "floats",
     "guarded",
     "laid_out",

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ladderkern.cli import demo, demo_spam, demo_training, main
+from ladderkern.cli import demo, demo_spam, demo_training
 
 SWEEP = Path(__file__).parents[2] / "bench" / "results" / "demo_sweep.csv"
 TINY = demo_training.Setting(
@@ -27,26 +27,13 @@ TINY = demo_training.Setting(
     warmup_steps=2,
     unclipped_steps=1,
 )
-needs_extras = pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in ("transformers", "matplotlib", "tqdm")),
-    reason="the demo extra is not installed",
-)
+needs_extras = pytest.mark.needs("transformers", "matplotlib", "tqdm")
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory):
+def written(run_demo):
     """The folder that the quick demo wrote in the tiny setting."""
-    folder = tmp_path_factory.mktemp("demo") / "new" / "folder"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo_training, "QUICK", TINY)
-        assert main(["demo", "--only", "spam", "--quick", "--seed", "3", "--output", str(folder)]) == 0
-    return folder
-
-
-@pytest.fixture(scope="module")
-def rows(written):
-    with (written / "spam.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
+    return run_demo("spam", demo_training, TINY)
 
 
 @needs_extras

@@ -1,7 +1,6 @@
 """The demo's images part: end to end in a tiny setting, its fairness, and its tokenizer."""
 
 import argparse
-import csv
 import dataclasses
 import importlib.util
 import math
@@ -10,30 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from ladderkern.cli import demo, main
+from ladderkern.cli import demo
 from ladderkern.cli import demo_frozen_lake as lake
 
-needs_extras = pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in ("transformers", "matplotlib", "tqdm", "gymnasium", "pygame")),
-    reason="the demo extra is not installed",
-)
+needs_extras = pytest.mark.needs("transformers", "matplotlib", "tqdm", "gymnasium", "pygame")
 TINY = lake.Setting(boards=3, held_out_boards=2, judged=6, codes=48, steps=4, batch=2, hidden=32, layers=1)
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory):
+def written(run_demo):
     """The folder that the images part wrote in the tiny setting."""
-    folder = tmp_path_factory.mktemp("demo") / "new" / "folder"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ladderkern.cli.demo_images.QUICK", TINY)
-        assert main(["demo", "--only", "images", "--quick", "--seed", "3", "--output", str(folder)]) == 0
-    return folder
+    from ladderkern.cli import demo_images
 
-
-@pytest.fixture(scope="module")
-def rows(written):
-    with (written / "images.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
+    return run_demo("images", demo_images, TINY)
 
 
 @pytest.fixture(scope="module")

@@ -1,36 +1,21 @@
 """The demo's ladder part: end to end in a tiny setting, its fairness, and that the demo's models are wired as it says."""
 
-import csv
 import dataclasses
-import importlib.util
 import math
 
 import pytest
 import torch
 
-from ladderkern.cli import demo_ladder, demo_training, main
+from ladderkern.cli import demo_ladder, demo_training
 
 TINY = demo_training.Setting(steps=6, batch=2, length=16, hidden=32, layers=2, lr_warmup=2, held_out_share=0.001)
-needs_extras = pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in ("transformers", "matplotlib", "tqdm")),
-    reason="the demo extra is not installed",
-)
+needs_extras = pytest.mark.needs("transformers", "matplotlib", "tqdm")
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory):
+def written(run_demo):
     """The folder that the ladder part wrote in the tiny setting."""
-    folder = tmp_path_factory.mktemp("demo") / "new" / "folder"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo_ladder, "QUICK", TINY)
-        assert main(["demo", "--only", "ladder", "--quick", "--seed", "3", "--output", str(folder)]) == 0
-    return folder
-
-
-@pytest.fixture(scope="module")
-def rows(written):
-    with (written / "ladder.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
+    return run_demo("ladder", demo_ladder, TINY)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from ladderkern.cli import demo, main, prm_plot
 from ladderkern.prm import STRATEGIES
 from ladderkern.prm.published import PUBLISHED_BEST_OF_10
 
-needs_matplotlib = pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="the demo extra is not installed")
+needs_matplotlib = pytest.mark.needs("matplotlib")
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 
 from ladderkern.cli import main
 
-needs_matplotlib = pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="the demo extra is not installed")
+needs_matplotlib = pytest.mark.needs("matplotlib")
 
 
 def out(capsys, *options):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,7 @@ def import_file(name: str, path: Path):
 
 def triton_tests(feature: str):
     """A copy of tests/<feature>/test_triton.py: its inputs, oracle and budgets are those of every backend."""
+    sys.path.insert(0, str(TESTS / feature))  # its neighbours
     return import_file(f"emulated_{feature}", TESTS / feature / "test_triton.py")
 
 

@@ -1,5 +1,6 @@
 """The CUDA kernel of the step scores on the CPU, by the tests of the Triton kernels; the backward is the reference's."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import emulated
@@ -9,25 +10,14 @@ import torch
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy warns of inf - inf in the oracle
 ops = torch.ops.ladderkern
 scores = emulated.triton_tests("prm")
-scores.OPS = SimpleNamespace(
+OPS = SimpleNamespace(
     prm_scores=emulated.Overloads(ops.prm_scores, emulated.prm_scores),
     prm_scores_backward=emulated.Overloads(ops.prm_scores_backward, ops.prm_scores_backward.reference),
 )
+for name in ("forward", "backward", "assert_right"):
+    setattr(scores, name, partial(getattr(scores, name), ops=OPS))
 scores.small_blocks = lambda monkeypatch: monkeypatch.setattr(emulated, "PRM_WHOLE_BLOCKS", 1)
-globals().update(
-    emulated.tests_of(
-        scores,
-        "test_tiles_follow_the_responses",
-        "test_steps_further_apart_than_32_bits",  # 4 GB, all of which would be copied
-        "test_places_of_64_bits",
-        "test_offsets_that_are_no_offsets_never_lead_outside",  # its backward would: see below
-        "test_nothing_is_written_beside_the_outputs",  # each call here looks at the guard bands
-        "test_expanded_and_strided_gradients",
-        "test_autograd_twice_from_one_graph",
-        "test_opcheck",
-        "test_bad_arguments_are_refused_by_name",
-    )
-)
+globals().update(emulated.tests_of(scores))
 
 
 @pytest.fixture(params=["as launched", "a warp a response", "a block a response"])

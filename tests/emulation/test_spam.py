@@ -14,9 +14,7 @@ globals().update(
         # of Triton's launcher
         "test_opcheck",
         "test_tables_are_uploaded_once",
-        "test_tables_are_bounded",
         "test_a_short_list_is_refused",
-        "test_the_optimizer_on_the_triton_backend",
         "test_dense_layouts_shared_by_all_tensors_are_walked_in_place",
     )
 )

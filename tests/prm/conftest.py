@@ -1,7 +1,9 @@
 """Step scores as PRMs give them, an oracle in extended precision, and the loop that users would write in plain PyTorch."""
 
 import math
+import sys
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +13,8 @@ import torch.nn.functional as F
 
 from ladderkern.prm import ops, reference
 from ladderkern.testing import floats, laid_out
+
+sys.path.insert(0, str(Path(__file__).parent))  # with --import-mode=importlib a test does not see its neighbours
 
 LENGTHS = (0, 5, 1, 0, 0, 12, 3, 33, 2, 0)  # empty responses at both ends and between
 KINDS = {
@@ -216,3 +220,12 @@ def tokenizer(trained_tokenizer):
         eos_token="<|im_end|>",
         additional_special_tokens=["<|im_start|>", "<extra_0>"],
     )
+
+
+@pytest.fixture(params=["one block", "many blocks"])
+def blocks(request, monkeypatch):
+    """Responses here fit into few blocks; with tiles of 2 x 4 steps they need many, and end in the middle of one."""
+    if request.param == "many blocks":
+        from step_scores import small_blocks
+
+        small_blocks(monkeypatch)

@@ -1,6 +1,5 @@
 """The native ops give the same bits in every CPU tier, for any number of threads, and wherever a response lies."""
 
-import hashlib
 from collections import deque
 from itertools import accumulate, pairwise
 
@@ -9,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from ladderkern.prm import ops
-from ladderkern.testing import floats
+from ladderkern.testing import fingerprint_of, floats
 
 FLOATS = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 KINDS = {  # columns, weights, probabilities
@@ -51,19 +50,11 @@ def cases():
 
 def fingerprint():
     """SHA-256 of all that the ops return over dtypes, kinds of scores and masks."""
-    digest = hashlib.sha256()
-    for case in cases():
-        for t in results(*case):
-            digest.update(t.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return fingerprint_of(t for case in cases() for t in results(*case))
 
 
-def test_results_do_not_depend_on_the_number_of_threads(native, thread_count):
-    found = set()
-    for threads in (1, 2, 3, 7):
-        thread_count(threads)
-        found.add(fingerprint())
-    assert len(found) == 1
+def test_results_do_not_depend_on_the_number_of_threads(native, assert_same_for_threads):
+    assert_same_for_threads(fingerprint, 1, 2, 3, 7)
 
 
 def test_every_cpu_tier_gives_the_same_bits(tier, fingerprint_of_tier):

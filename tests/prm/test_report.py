@@ -178,6 +178,7 @@ MALFORMED = [
     ({**GOOD, "probs": [True, 0.5]}, "field 'probs': step 0 must be a number in [0, 1], got true"),
     ('{"probs": [0.5, NaN]}', "field 'probs': step 1 must be a number in [0, 1], got NaN"),
     ('{"logits": [0.5, NaN]}', "field 'logits': step 1 must be a number, or a list of one a class, got NaN"),
+    ({"logits": [10**400]}, "field 'logits': step 0 must be a number, or a list of one a class, got 1000"),
     ({"logits": [[0.5, 1], []]}, "field 'logits': step 1 must be a number, or a list of one a class, got []"),
     ({**GOOD, "label": 2}, "field 'label': must be in 0..1, or -1 for 2 steps, got 2"),
     ({**GOOD, "label": -2}, "field 'label': must be in 0..1, or -1 for 2 steps, got -2"),
@@ -266,8 +267,10 @@ def test_unfit_arrays_are_named(report, tmp_path, change, message):
 
 def test_an_archive_of_objects_and_a_file_that_is_none(report, tmp_path):
     path = tmp_path / "scores.npz"
-    for save in (lambda: np.savez(path, prob=np.array([{}])), lambda: path.write_text("probs")):
-        save()
+    np.savez(path, prob=np.array([{}]))
+    whole = path.read_bytes()
+    for content in (whole, whole[:-40], b"probs", b""):
+        path.write_bytes(content)
         code, out, err = report(path)
         assert (code, out) == (1, "")
         assert err.startswith(f"{path}: not a numpy archive of plain arrays: ")

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ladderkern import prm
@@ -30,6 +30,7 @@ def flat(groups, dtype=torch.float32):
 
 @settings(deadline=None)
 @given(GROUPS)
+@example([[NAN, -INF], [NAN, NAN]])
 def test_best_of_n_is_the_first_of_the_best(groups):
     expected = [ranked(group)[0] if group else -1 for group in groups]
     assert prm.best_of_n(flat(groups), sizes_of(groups)).tolist() == expected
@@ -37,6 +38,7 @@ def test_best_of_n_is_the_first_of_the_best(groups):
 
 @settings(deadline=None)
 @given(GROUPS, st.integers(1, 7))
+@example([[NAN, -INF], [NAN, NAN]], 2)
 def test_top_k_is_the_order_of_the_best(groups, k):
     expected = [(ranked(group) + [-1] * k)[:k] for group in groups]
     actual = prm.top_k(flat(groups), sizes_of(groups), k)
@@ -128,7 +130,7 @@ def test_given_probabilities_are_compared_themselves(backend):
 
 V, G = floats((6,)), torch.tensor([2, 4])
 BAD = [
-    ("values", ValueError, lambda: prm.best_of_n(V.to(torch.complex64), G)),
+    ("values", TypeError, lambda: prm.best_of_n(V.to(torch.complex64), G)),
     ("values", ValueError, lambda: prm.best_of_n(V[0], G)),
     ("group_sizes", TypeError, lambda: prm.best_of_n(V, G.float())),
     ("group_sizes", ValueError, lambda: prm.best_of_n(V, G[:, None])),
@@ -137,8 +139,10 @@ BAD = [
     ("group_sizes", ValueError, lambda: prm.top_k(V, torch.tensor([7]), 2)),
     ("k", ValueError, lambda: prm.top_k(V, G, 0)),
     ("answers", TypeError, lambda: prm.weighted_majority(V, None, G)),
+    ("answers", TypeError, lambda: prm.weighted_majority(V.to(torch.complex64), None, G)),
     ("answers", ValueError, lambda: prm.weighted_majority(V.long()[None], None, G)),
     ("weights", ValueError, lambda: prm.weighted_majority(V.long(), V[1:], G)),
+    ("weights", ValueError, lambda: prm.weighted_majority(V.long(), V.to("meta"), G)),
 ]
 
 

@@ -10,6 +10,7 @@ from ladderkern.testing import (
     LAYOUTS,
     assert_within_budget,
     budget,
+    fingerprint_of,
     floats,
     guarded,
     laid_out,
@@ -148,3 +149,12 @@ def test_laid_out_detaches_and_copies():
     copy = laid_out(source, "contiguous")
     copy[0] = 5.0
     assert source.tolist() == [1.0, 1.0, 1.0]
+
+
+def test_fingerprints_follow_every_bit_and_no_stride():
+    tensors = [floats((4, 6)), torch.zeros(3, dtype=torch.bfloat16)]
+    assert fingerprint_of([tensors[0].t().contiguous().t(), tensors[1]]) == fingerprint_of(tensors)
+    for i in range(2):
+        changed = [t.clone() for t in tensors]
+        changed[i].view(-1)[-1] *= -1  # of the second: the sign of a zero
+        assert fingerprint_of(changed) != fingerprint_of(tensors)

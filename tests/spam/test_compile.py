@@ -27,6 +27,13 @@ def set_gradients(optimizer, n):
         p.grad = floats(p.shape, seed=100 + n)
 
 
+def step_both(compiled_step, compiled, eager, n):
+    for optimizer in (compiled, eager):
+        set_gradients(optimizer, n)
+    compiled_step()
+    eager.step()
+
+
 @pytest.mark.parametrize(
     ("lr", "options"),
     [(0.01, {}), (torch.tensor(0.01), {"state_dtype": torch.bfloat16, "density": 0.5})],
@@ -36,10 +43,7 @@ def test_the_compiled_step_equals_the_eager_one(backend, snapshot, assert_bitwis
     compiled, eager = pair(lr, **options)
     step = torch.compile(compiled.step, backend="aot_eager")
     for n in range(7):
-        for optimizer in (compiled, eager):
-            set_gradients(optimizer, n)
-        step()
-        eager.step()
+        step_both(step, compiled, eager, n)
         assert_bitwise_equal(snapshot(compiled), snapshot(eager))
 
 
@@ -47,10 +51,7 @@ def test_the_step_is_compiled_by_the_default_compiler(snapshot, assert_bitwise_e
     compiled, eager = pair(torch.tensor(0.01))
     step = torch.compile(compiled.step)
     for n in range(6):
-        for optimizer in (compiled, eager):
-            set_gradients(optimizer, n)
-        step()
-        eager.step()
+        step_both(step, compiled, eager, n)
     assert_bitwise_equal(snapshot(compiled), snapshot(eager))
 
 
@@ -61,10 +62,8 @@ def test_a_tensor_lr_that_changes_does_not_recompile(snapshot, assert_bitwise_eq
     frames = []
     for n in range(10):
         for optimizer in (compiled, eager):
-            set_gradients(optimizer, n)
             optimizer.param_groups[0]["lr"].mul_(0.9)
-        step()
-        eager.step()
+        step_both(step, compiled, eager, n)
         frames.append(counter.frame_count)
     assert frames[-1] > 0  # something was compiled
     assert frames[2:] == frames[2:3] * 8  # the first calls build the state

@@ -222,4 +222,6 @@ def test_unfit_arguments_are_named_before_anything_is_written(overload, assert_b
 
 @OVERLOADS
 def test_an_empty_list_is_no_work(overload):
-    call(overload, [[], [], [], [], []])
+    lists = [[], [], [], [], []]
+    assert call(overload, lists) is None
+    assert lists == [[], [], [], [], []]

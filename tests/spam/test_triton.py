@@ -151,7 +151,9 @@ def test_empty_tensors_anywhere(mask, empty):
 
 
 def test_empty_lists():
-    call(TRITON, [[], [], [], [], []])
+    lists = [[], [], [], [], []]
+    call(TRITON, lists)
+    assert lists == [[], [], [], [], []]
 
 
 @pytest.mark.parametrize("moments", [F32, BF16])
@@ -339,36 +341,8 @@ def test_tables_are_uploaded_once():
     assert tables.uploads > uploads
 
 
-def test_tables_are_bounded():
-    from ladderkern.runtime.launch import TableCache
-
-    tables = TableCache(size=2)
-    for key in (0, 1, 0, 2, 0, 1):
-        table = tables.get(key, torch.device("cpu"), lambda: (torch.tensor([key]), key))  # noqa: B023
-        assert table.data.item() == table.plan == key
-    assert tables.uploads == 4
-
-
 def test_a_short_list_is_refused():
     lists = make([(4,), (5,)])
     lists[2].pop()
     with pytest.raises(ValueError, match="exp_avgs must have one entry"):
         call(TRITON, lists)
-
-
-@pytest.mark.parametrize("unit", ["element", "row"])
-def test_the_optimizer_on_the_triton_backend(unit):
-    def train(name):
-        torch.manual_seed(0)
-        model = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.Linear(16, 3))
-        options = {"density": 0.5, "mask_unit": unit, "reset_interval": 4, "warmup_steps": 2, "unclipped_steps": 1}
-        optimizer = ladderkern.SPAM(model.parameters(), lr=0.01, weight_decay=0.1, **options)
-        with ladderkern.backend(name):
-            for _ in range(6):
-                optimizer.zero_grad()
-                model(floats((4, 16))).square().sum().backward()
-                optimizer.step()
-        return [p.detach() for p in model.parameters()]
-
-    for ours, plain in zip(train("triton"), train("reference"), strict=True):
-        assert_within_budget(ours, plain, plain.double())
