@@ -44,7 +44,7 @@ help:  ## show this text
 	@echo
 	@echo "Installs into PYTHON=<interpreter> where given, else the active environment, else .venv (made here): $(PY)"
 
-demo: $(STAMPS)/demo  ## train small models with SPAM, with the joint loss and as ladders, score PRM steps, show it all; QUICK=1: short
+demo: $(STAMPS)/demo  ## train small models with SPAM, with the joint loss and as ladders, score PRM steps: demo/report.html; QUICK=1: short
 	$(PY) -m ladderkern demo $(if $(QUICK),--quick)
 
 # Two processes, because Triton decides at import whether kernels run in the interpreter. Both run, then either may fail.

@@ -2,54 +2,47 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import time
-from pathlib import Path
 
 from . import demo_images_report as report
-from .demo_frozen_lake import FULL, GRID, QUICK, TOKENS, Plan
+from .demo_frozen_lake import FULL, QUICK, Plan
 from .demo_images_training import LOSSES, build_model, train
-from .demo_report import progress_bar
+from .demo_report import Options, Picture, Section, progress_bar
 from .demo_training import one_thread
+from .demo_workers import Job, Workers
+
+TITLE = "Token discrepancy: image tokens that err nearby"
+QUESTION = (
+    "Cross-entropy punishes every wrong image token alike. Does a loss that also counts how far the wrong token's picture is "
+    "from the right one draw better FrozenLake boards after a move?"
+)
 
 
 @one_thread()
-def run(arguments: argparse.Namespace) -> None:
-    """Train with both losses, print the table, write ``images.csv`` and ``images.png``."""
-    start = time.perf_counter()
-    setting = dataclasses.replace(QUICK if arguments.quick else FULL, seed=arguments.seed)
-    print("FrozenLake boards as image tokens: predict the picture after a move.\n", flush=True)
+def run(options: Options, workers: Workers) -> Section:
+    """Train with both losses and write ``images.csv``."""
+    setting = dataclasses.replace(QUICK if options.quick else FULL, seed=options.seed)
     plan = Plan.draw(setting, progress_bar("rendering boards", unit="picture"))
-    print(introduction(plan, arguments.output), flush=True)
-    runs = [train(name, plan, progress=progress_bar(name)) for name in LOSSES]
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    csv, png = arguments.output / "images.csv", arguments.output / "images.png"
-    report.write_csv(runs, plan, csv)
-    report.write_pictures(runs, plan, png)
-    print(f"\n{report.table(runs)}\n\n{report.reading_guide(plan, quick=arguments.quick)}")
-    print(f"\nWritten: {csv}, {png}  ({time.perf_counter() - start:.0f} s in all)")
-
-
-def introduction(plan: Plan, output: Path) -> str:
-    """What is being done and what to look at, before training starts."""
-    setting, codes = plan.setting, len(plan.codebook.codes)
-    count = sum(p.numel() for p in build_model(setting, codes).parameters())
-    return "\n".join(
-        (
-            "",
-            f"Training one {count / 1e6:.2f} M-parameter Llama with each of two losses. At the end look at the table and at "
-            f"{output / 'images.png'}.",
-            "",
-            f"  pictures  {plan.num_pictures} rendered by gymnasium, random 4x4 maps; {setting.held_out_boards} of "
-            f"{setting.boards + setting.held_out_boards} boards are held out",
-            f"  tokens    {GRID} x {GRID} = {TOKENS} a picture, from {codes} k-means codes of the training boards' patches; "
-            f"decoding errs",
-            f"            by {plan.codebook_error:.1f} of 255 (RMS, held-out pictures)",
-            f"  sequence  {TOKENS} tokens before, a move, {TOKENS} tokens after; the loss is on the last {TOKENS}",
-            f"  training  {setting.steps} steps of {setting.batch} of {len(plan.train.move)} moves, seed {setting.seed}, "
-            f"AdamW at {setting.lr:g}; the same first weights and data for both",
-            f"  joint     cross-entropy + {setting.weight:g} x token discrepancy (cross_entropy_with_discrepancy)",
-            "",
-        )
+    runs = workers.run(f"{len(LOSSES)} losses", [Job(train, (name, plan), {}) for name in LOSSES], setting.steps)
+    path = options.output / "images.csv"
+    report.write_csv(runs, plan, path)
+    wrong = [float((run.predicted != plan.held_out.after).float().sum(1).mean()) for run in runs]
+    return Section(
+        part="images",
+        title=TITLE,
+        question=QUESTION,
+        paper="2501.07542",
+        findings=report.findings(runs, plan),
+        table=report.table(runs),
+        picture=Picture(
+            draw=lambda narrow: report.draw(runs, plan, narrow),
+            alt="A grid of decoded FrozenLake boards, a column a move: the board before it, the true one after it, and the one "
+            "that each of two models generated, wrong tokens framed. On average over all judged pictures "
+            + ", ".join(f"{run.name} has {count:.1f} wrong tokens" for run, count in zip(runs, wrong, strict=True))
+            + ".",
+            caption="Boards never trained on, all decoded from tokens, each token 16 × 16 pixels. Wrong tokens are framed.",
+        ),
+        setup=report.setup(plan, sum(p.numel() for p in build_model(setting, len(plan.codebook.codes)).parameters())),
+        caveats=report.caveats(plan, quick=options.quick),
+        csv=path,
     )

@@ -2,37 +2,59 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from ..runtime.backend import explain
 from . import demo_training
-from .demo_report import COLOURS, conditions, describe_training, guide, progress_bar, text_table, write_rows
+from .demo_curves import Curve, draw_curves
+from .demo_report import Options, Picture, Section, Table, compared, conditions, training_setup, write_rows
 from .demo_spam import BEST_LR
 from .demo_training import Plan, Run, Setting, build_model, one_thread, train
+from .demo_workers import Job, Workers
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TITLE = "Ladder residual: what the wiring costs"
+QUESTION = (
+    "In a ladder no module waits for the output of the one directly before it, so that tensor parallelism can hide its "
+    "all-reduces behind compute. What does that wiring do to the loss of a model trained with it?"
+)
 FULL = demo_training.FULL
 QUICK = dataclasses.replace(demo_training.QUICK, steps=36, lr_warmup=6, held_out_share=0.02)
 EVALUATIONS = 6  # of the held-out loss in a run, at equal distances
 
 
 @one_thread()
-def run(arguments: argparse.Namespace) -> None:
-    """Train with every wiring, print the table, write ``ladder.csv`` and ``ladder.png``."""
-    start = time.perf_counter()
-    plan = Plan.draw(dataclasses.replace(QUICK if arguments.quick else FULL, seed=arguments.seed))
-    print(introduction(plan, arguments.output), flush=True)
-    runs = train_all(plan)
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    csv, png = arguments.output / "ladder.csv", arguments.output / "ladder.png"
-    write_csv(runs, plan, csv)
-    write_plot(runs, plan, png)
-    print(f"\n{table(runs)}\n\n{reading_guide(plan, quick=arguments.quick)}")
-    print(f"\nWritten: {csv}, {png}  ({time.perf_counter() - start:.0f} s in all)")
+def run(options: Options, workers: Workers) -> Section:
+    """Train with every wiring and write ``ladder.csv``."""
+    plan = Plan.draw(dataclasses.replace(QUICK if options.quick else FULL, seed=options.seed))
+    runs = train_all(plan, workers)
+    path = options.output / "ladder.csv"
+    write_csv(runs, plan, path)
+    return Section(
+        part="ladder",
+        title=TITLE,
+        question=QUESTION,
+        paper="2501.06589",
+        findings=findings(runs),
+        table=table(runs),
+        picture=Picture(
+            draw=lambda narrow: draw(runs, narrow),
+            alt=f"Line charts of the held-out loss of {len(runs)} wirings after each of {len(runs[0].held_out_after)} equal "
+            "stretches of training, and of the difference to the standard wiring; beside them the losses at the end: "
+            + ", ".join(f"{run.name} {run.held_out:.3f}" for run in runs)
+            + ".",
+            caption="Points are measured, lines only lead the eye.",
+        ),
+        setup=setup(plan),
+        caveats=caveats(plan, quick=options.quick),
+        csv=path,
+    )
 
 
 def wirings(setting: Setting) -> dict[str, int]:
@@ -45,41 +67,20 @@ def rewired(plan: Plan, wiring: str) -> Plan:
     return dataclasses.replace(plan, setting=dataclasses.replace(plan.setting, ladder_layers=wirings(plan.setting)[wiring]))
 
 
-def train_all(plan: Plan) -> list[Run]:
+def train_all(plan: Plan, workers: Workers) -> list[Run]:
     """One run a wiring."""
     steps = plan.setting.steps
     after = [steps * i // EVALUATIONS for i in range(1, EVALUATIONS + 1)]
-    runs = []
-    for wiring in wirings(plan.setting):
-        own = rewired(plan, wiring)
-        bar = progress_bar(wiring)
-        result = train("AdamW", BEST_LR["AdamW"], own, spikes=False, evaluate_after=after, progress=bar)
-        result.name = wiring
-        runs.append(result)
+    names = list(wirings(plan.setting))
+    options = {"spikes": False, "evaluate_after": after}
+    jobs = [Job(train, ("AdamW", BEST_LR["AdamW"], rewired(plan, name)), options) for name in names]
+    runs = workers.run(f"{len(names)} wirings", jobs, steps)
+    for name, result in zip(names, runs, strict=True):
+        result.name = name
     return runs
 
 
-def introduction(plan: Plan, output: Path) -> str:
-    """What is being done and what to look at, before it starts."""
-    setting = plan.setting
-    count = sum(p.numel() for p in build_model(setting).parameters())
-    return "\n".join(
-        (
-            f"Training one {count / 1e6:.1f} M-parameter byte-level Llama with each of {len(wirings(setting))} wirings.",
-            f"No spikes. At the end look at the table and at {output / 'ladder.png'}.",
-            "",
-            "  standard  attention and MLP of a layer read the whole residual stream",
-            "  ladder    they read it without the output of the module directly before, whose all-reduce in tensor",
-            "            parallelism then has time until they are done",
-            f"  hybrid    the last {wirings(setting)['hybrid']} of the {setting.layers} layers are ladder layers",
-            describe_training(plan, "first weights and data"),
-            f"  lr        {BEST_LR['AdamW']:g}, AdamW's best on the ladder model with spikes (bench/results/demo_sweep.csv)",
-            "",
-        )
-    )
-
-
-def table(runs: list[Run]) -> str:
+def table(runs: list[Run]) -> Table:
     """Held-out losses at equal steps, one run a line."""
     first, *others = runs[0].held_out_after
     rows = [
@@ -90,23 +91,61 @@ def table(runs: list[Run]) -> str:
         )
         for run in runs
     ]
-    return text_table(("wiring", f"step {first}", *map(str, others), "above standard"), rows)
+    columns = enumerate(zip(*(run.held_out_after.values() for run in runs), strict=True), start=1)
+    best = frozenset((losses.index(min(losses)), column) for column, losses in columns)
+    caption = "Held-out loss in nats a byte after so many steps; last, how far the end lies above standard's. Bold: the lowest."
+    return Table(caption, ("wiring", f"step {first}", *map(str, others), "above standard"), rows, best)
 
 
-def reading_guide(plan: Plan, *, quick: bool) -> str:
-    """What the columns mean and what the numbers are good for."""
+def findings(runs: list[Run]) -> list[str]:
+    """What the numbers say."""
+    standard, *others = runs
+    first, *_, last = standard.held_out_after
+    ends = [f"{run.name} {compared(run.held_out, standard.held_out)} standard" for run in others]
+    lines = [f"After {last} steps: {', '.join(ends)}, which ends at {standard.held_out:.3f} nats a byte."]
+    for run in others:
+        below = [step for step, loss in run.held_out_after.items() if loss < standard.held_out_after[step]]
+        early = compared(run.held_out_after[first], standard.held_out_after[first])
+        start = f"After {first} steps the {run.name} was {early} standard"
+        if not below:
+            lines.append(f"{start} and was never below.")
+        elif below == list(standard.held_out_after):
+            lines.append(f"{start} and stayed below.")
+        else:
+            lines.append(
+                f"{start}; it was below at {len(below)} of {len(run.held_out_after)} evaluations, last after {below[-1]}."
+            )
+    return lines
+
+
+def setup(plan: Plan) -> list[tuple[str, str]]:
+    """What was trained on what."""
     setting = plan.setting
-    lines = [
-        "Held-out loss in nats a byte after so many steps: less is better. The last column: at the end.",
-        f"No way through a ladder passes two modules in a row: at most {setting.layers} of the {2 * setting.layers} here.",
-        f"This is one seed ({setting.seed}), a short run: try --seed N to see how much is chance.",
-        "Published, 100 billion tokens: perplexity 18.42 against the standard 18.54 with 1 billion parameters, 14.90 against",
-        "14.48 with 3 billion (arXiv 2501.06589).",
-        "One process gains no time from a ladder. Its gain, communication hidden behind compute, is what",
-        "torchrun --nproc-per-node 2 examples/ladder_llama.py shows.",
-        f"Ladder: {explain('add_rms_norm', torch.empty(1))}.",
+    count = sum(p.numel() for p in build_model(setting).parameters())
+    return [
+        ("model", f"a byte-level Llama of {count / 1e6:.2f} M parameters, a run for each of {len(wirings(setting))} wirings"),
+        ("standard", "attention and MLP of a layer read the whole residual stream"),
+        ("ladder", f"they read it without the output of the module directly before. {explain('add_rms_norm', torch.empty(1))}"),
+        ("hybrid", f"the last {wirings(setting)['hybrid']} of the {setting.layers} layers are ladder layers"),
+        *training_setup(plan, "first weights and data"),
+        ("lr", f"{BEST_LR['AdamW']:g}, AdamW's best on the ladder model with spikes (`bench/results/demo_sweep.csv`)"),
     ]
-    return guide(lines, quick, f"after {setting.steps} steps: do not compare wirings by it.")
+
+
+def caveats(plan: Plan, *, quick: bool) -> list[str]:
+    """What the numbers are not good for."""
+    setting = plan.setting
+    example = "torchrun --nproc-per-node 2 examples/ladder_llama.py"
+    lines = [
+        f"This shows the cost alone. One process gains no time from a ladder: `{example}` shows the gain, `python -m "
+        "ladderkern predict` what it would be on your model and link.",
+        f"No way through a ladder passes two modules in a row: at most {setting.layers} of the {2 * setting.layers} here. "
+        "Published, 100 billion tokens: perplexity 18.42 against the standard 18.54 with 1 billion "
+        "parameters, 14.90 against 14.48 with 3 billion (arXiv 2501.06589).",
+        f"One seed ({setting.seed}), a short run: repeat it with another `--seed` to see how much is chance.",
+    ]
+    early = f"`--quick` stops after {setting.steps} steps: do not compare wirings by it."
+    return [early, *lines] if quick else lines
 
 
 def write_csv(runs: list[Run], plan: Plan, path: Path) -> None:
@@ -126,24 +165,7 @@ def write_csv(runs: list[Run], plan: Plan, path: Path) -> None:
     write_rows(rows, path)
 
 
-def write_plot(runs: list[Run], plan: Plan, path: Path) -> None:
-    """Held-out losses over the steps, and below them how far each lies above the standard wiring's."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 6), dpi=130, layout="constrained")
-    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-    standard = runs[0].held_out_after
-    for run, colour in zip(runs, COLOURS[: len(runs)], strict=True):
-        curve = run.held_out_after
-        style = {"color": colour, "linewidth": 1.6, "marker": "o", "markersize": 4}
-        top.plot(list(curve), list(curve.values()), label=f"{run.name} ({run.held_out:.3f} at the end)", **style)
-        bottom.plot(list(curve), [loss - standard[step] for step, loss in curve.items()], **style)
-    for axes in (top, bottom):
-        axes.grid(axis="y", color="#e6e6e6")
-        axes.set_axisbelow(True)
-    top.set_ylabel("held-out loss, nats a byte")
-    top.set_title(f"Standard against ladder wiring, {plan.setting.layers} layers, seed {plan.setting.seed}")
-    top.legend(loc="upper right", fontsize=9, framealpha=0.95)
-    bottom.set_ylabel("loss above\nstandard")
-    bottom.set_xlabel("step")
-    figure.savefig(path)
+def draw(runs: list[Run], narrow: bool) -> Figure:
+    """Held-out losses over the steps, how far each lies above the standard wiring's, and the ends."""
+    curves = [Curve(run.name, list(run.held_out_after), list(run.held_out_after.values()), run.held_out) for run in runs]
+    return draw_curves(curves, "Held-out loss", narrow=narrow)

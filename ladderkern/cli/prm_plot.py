@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from .plot_style import LIGHT, drawn
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PLACES = ("first step", "early", "middle", "late", "last step")
 
@@ -31,29 +37,40 @@ def shares_of_places(argmin: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
     return observed, add_up(position, count[response] - 1, 1 / count[response].double())
 
 
-def write_plot(panels: Sequence[tuple[str, Tensor, Tensor]], path: Path) -> None:
-    """One panel for each (title, argmin, count) of a PRM's responses. Raises ValueError for a format that is not known."""
+def draw(panels: Sequence[tuple[str, Tensor, Tensor]], *, narrow: bool = False) -> Figure:
+    """One panel for each (title, argmin, count) of a PRM's responses, side by side, or if ``narrow`` one below the other."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
-    figure = Figure(figsize=(5.6 * len(panels), 4.4), dpi=130, layout="constrained")
-    for axes, (title, argmin, count) in zip(
-        figure.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels, strict=True
-    ):
+    rows, columns = (len(panels), 1) if narrow else (1, len(panels))
+    figure = Figure(figsize=(3.9 if narrow else max(5.2, 4.6 * columns), 2.7 * rows if narrow else 3.8), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    for axes, (title, argmin, count) in zip(grid.flat, panels, strict=True):
         observed, even = (shares.tolist() for shares in shares_of_places(argmin, count))
         places = range(len(PLACES))
-        bars = axes.bar(places, observed, width=0.7, color=["#1f4fd8"] * (len(PLACES) - 1) + ["#d62728"])
-        axes.bar_label(bars, [f"{share:.0%}" for share in observed], padding=2, fontsize=9,
-                       bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5})  # fmt: skip
-        axes.hlines(even, [x - 0.42 for x in places], [x + 0.42 for x in places], color="#333333", linestyle=":",
+        axes.bar(places, observed, width=0.7, color=[LIGHT["blue"]] * (len(PLACES) - 1) + [LIGHT["red"]])
+        axes.hlines(even, [x - 0.45 for x in places], [x + 0.45 for x in places], color=LIGHT["ink"], linestyle=(0, (2, 1.5)),
                     label="if every step were as likely")  # fmt: skip
-        axes.set_xticks(places, PLACES, fontsize=9)
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-        axes.set_title(title, fontsize=10)
-        axes.grid(axis="y", color="#e6e6e6")
-        axes.set_axisbelow(True)
+        heights = [max(shares) for shares in zip(observed, even, strict=True)]
+        for x, share, height in zip(places, observed, heights, strict=True):
+            axes.annotate(f"{100 * share:.0f} %", (x, height), (0, 3), textcoords="offset points", ha="center")
+        axes.set_xticks(places, [place.replace(" ", "\n") for place in PLACES])
+        axes.tick_params(axis="x", length=0, labelcolor=LIGHT["ink"])
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+        axes.set_title(title)
         axes.margins(y=0.12)
-        axes.legend(loc="upper center", fontsize=9, frameon=False)
-    figure.supylabel("share of responses with two steps or more", fontsize=10)
-    figure.suptitle("Where a response's least step score falls", fontsize=12)
-    figure.savefig(path)
+    grid.flat[0].legend(loc="upper left")
+    figure.supylabel("share of responses" if narrow else "share of the responses with two steps or more", fontsize=9.5,
+                     color=LIGHT["muted"])  # fmt: skip
+    return figure
+
+
+def write_plot(panels: Sequence[tuple[str, Tensor, Tensor]], path: Path) -> None:
+    """:func:`draw` into a file. Raises ValueError for a format that is not known."""
+
+    def draw_titled(narrow: bool) -> Figure:
+        figure = draw(panels, narrow=narrow)
+        figure.suptitle("Where a response's least step score falls", fontsize=11.5)
+        return figure
+
+    drawn(draw_titled, False).savefig(path)

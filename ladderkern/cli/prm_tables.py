@@ -16,7 +16,7 @@ from ..prm import (
     process_bench_subsets,
     weighted_majority,
 )
-from .demo_report import text_table
+from ..runtime.text import text_table
 from .prm_file import Responses
 
 SWEEP = [k / 20 for k in range(1, 20)]

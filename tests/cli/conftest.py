@@ -1,5 +1,6 @@
 """What tests of the commands share: which need packages that are no dependencies, and a demo that is run once a file."""
 
+import contextlib
 import csv
 import importlib.util
 
@@ -28,7 +29,7 @@ def run_demo(tmp_path_factory):
         folder = tmp_path_factory.mktemp("demo") / "new" / "folder"
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(module, "QUICK", setting)
-            assert main(["demo", "--only", part, "--quick", "--seed", "3", "--output", str(folder)]) == 0
+            assert main(["demo", "--part", part, "--quick", "--seed", "3", "--jobs", "1", "--output", str(folder)]) == 0
         return folder
 
     return run
@@ -40,3 +41,36 @@ def rows(written):
     (path,) = written.glob("*.csv")
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="session")
+def tiny_settings():
+    """A context in which every part of the quick demo trains for a moment."""
+
+    @contextlib.contextmanager
+    def patched():
+        from ladderkern.cli import demo_frozen_lake, demo_images, demo_ladder, demo_training
+
+        text = demo_training.Setting(
+            steps=12, batch=2, length=16, hidden=48, layers=2, lr_warmup=2, held_out_share=0.001,
+            spike_probability=0.4, spike_start=2, reset_interval=4, warmup_steps=2, unclipped_steps=1,
+        )  # fmt: skip
+        images = demo_frozen_lake.Setting(
+            boards=3, held_out_boards=2, judged=6, codes=48, steps=4, batch=2, hidden=32, layers=1
+        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(demo_training, "QUICK", text)
+            patch.setattr(demo_ladder, "QUICK", text)
+            patch.setattr(demo_images, "QUICK", images)
+            yield
+
+    return patched
+
+
+@pytest.fixture(scope="session")
+def tiny_report(tmp_path_factory, tiny_settings):
+    """The report of all parts of the quick demo, seed 3, in tiny settings."""
+    folder = tmp_path_factory.mktemp("report")
+    with tiny_settings():
+        assert main(["demo", "--quick", "--seed", "3", "--jobs", "1", "--output", str(folder)]) == 0
+    return folder / "report.html"

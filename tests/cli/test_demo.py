@@ -1,6 +1,5 @@
 """The demo: end to end in a tiny setting, its fairness, and where its learning rates come from."""
 
-import argparse
 import csv
 import dataclasses
 import importlib.util
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ladderkern.cli import demo, demo_spam, demo_training
+from ladderkern.cli import demo_parts, demo_spam, demo_spam_report, demo_training, main
 
 SWEEP = Path(__file__).parents[2] / "bench" / "results" / "demo_sweep.csv"
 TINY = demo_training.Setting(
@@ -27,7 +26,7 @@ TINY = demo_training.Setting(
     warmup_steps=2,
     unclipped_steps=1,
 )
-needs_extras = pytest.mark.needs("transformers", "matplotlib", "tqdm")
+needs_extras = pytest.mark.needs("transformers", "matplotlib", "jinja2", "tqdm")
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +61,53 @@ def test_all_optimizers_saw_the_same_data_and_the_same_spikes(rows):
 
 
 @needs_extras
-def test_the_plot_is_a_png(written):
-    assert (written / "spam.png").read_bytes().startswith(b"\x89PNG")
+def test_the_table_and_the_report_are_written_and_no_other_part_ran(written):
+    assert sorted(path.name for path in written.iterdir()) == ["report.html", "spam.csv"]
+
+
+def _runs(**held_out):
+    names = {
+        "without": demo_spam.YARDSTICK,
+        **dict(zip(("adamw", "clipped", "dense", "element", "row"), demo_spam.BEST_LR, strict=True)),
+    }
+    sizes = {"element": 100, "row": 100}
+    return [
+        demo_training.Run(name, 1e-3, held_out_after={9: held_out[key]}, optimizer_ms=1.5, state_bytes=sizes.get(key, 400))
+        for key, name in names.items()
+    ]
+
+
+def test_the_findings_follow_the_numbers():
+    lines = demo_spam_report.findings(_runs(without=2.0, adamw=2.25, clipped=1.5, dense=1.75, element=1.25, row=3.0))
+    assert lines[0] == (
+        "Lowest under spikes: SPAM, 1/4 by element, at 1.250 nats a byte, 1.000 below plain AdamW, with 25 % of AdamW's state."
+    )
+    assert lines[1].startswith("The spikes cost AdamW 0.250 ")
+    assert "0.500 below plain AdamW, and 0.250 above the simplest remedy" in lines[2]
+    lines = demo_spam_report.findings(_runs(without=2.0, adamw=1.0, clipped=1.75, dense=1.75, element=2.0, row=3.0))
+    assert lines[0].startswith("Lowest under spikes: AdamW, at 1.000 nats a byte, with 100 %")
+    assert lines[1].startswith("The spikes cost AdamW nothing ")
+    assert "0.750 above plain AdamW, and equal to the simplest remedy" in lines[2]
+
+
+def test_a_run_that_diverged_is_never_best_and_stops_no_picture():
+    from ladderkern.cli import demo_curves, plot_style
+
+    runs = _runs(without=2.0, adamw=math.nan, clipped=1.5, dense=1.75, element=math.nan, row=3.0)
+    lines = demo_spam_report.findings(runs)
+    assert lines[0].startswith("Lowest under spikes: AdamW, clip norm 1, at 1.500 nats a byte, incomparable to plain AdamW")
+    assert (2, 1) in demo_spam_report.table(runs).best
+    pytest.importorskip("matplotlib")
+    curves = [demo_curves.Curve(run.name, [1, 2], [3.0, run.held_out], run.held_out) for run in runs]
+    for narrow in (False, True):
+        figure = plot_style.drawn(lambda shape: demo_curves.draw_curves(curves, "title", narrow=shape), narrow)
+        assert plot_style.to_svg(figure, "a").count("diverged") == 2
+
+
+def test_the_best_under_spikes_stand_out_in_the_table():
+    table = demo_spam_report.table(_runs(without=1.0, adamw=2.25, clipped=1.5, dense=1.75, element=1.25, row=3.0))
+    assert {(row, column) for row, column in table.best if column != 3} == {(4, 1), (4, 4), (5, 4)}
+    assert [row[1] for row in table.rows] == ["1.0000", "2.2500", "1.5000", "1.7500", "1.2500", "3.0000"]
 
 
 @needs_extras
@@ -126,10 +170,25 @@ def test_the_kept_sweep_is_of_this_setting_and_of_another_seed():
     assert demo_training.FULL.seed not in {int(row["seed"]) for row in rows}
 
 
+@pytest.mark.parametrize(
+    ("parts", "absent", "named"),
+    [
+        (demo_parts.PARTS, {"tqdm"}, ["tqdm"]),
+        (("images",), {"gymnasium"}, ["gymnasium[toy-text]"]),
+        (("images",), {"pygame"}, ["gymnasium[toy-text]"]),
+        (("spam",), {"pygame"}, []),
+        (("prm",), {"transformers", "tqdm", "pygame"}, []),
+        (("prm",), {"matplotlib", "jinja2"}, ["matplotlib", "jinja2"]),
+    ],
+)
+def test_what_is_missing_is_named_as_pip_knows_it(monkeypatch, parts, absent, named):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in absent else "found")
+    assert demo_parts.missing(parts) == named
+
+
 def test_a_missing_package_is_one_line_and_exit_code_1(monkeypatch, capsys):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tqdm" else "found")
-    arguments = argparse.Namespace(quick=True, only=None, seed=0, output=Path("unused"))
-    assert demo.run(arguments) == 1
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in {"tqdm", "pygame"} else "found")
+    assert main(["demo"]) == 1
     out, err = capsys.readouterr()
     assert out == ""
-    assert err == "The demo needs tqdm: pip install tqdm\n"
+    assert err == "The demo needs tqdm and gymnasium[toy-text]: pip install tqdm 'gymnasium[toy-text]'\n"

@@ -1,18 +1,14 @@
 """The demo's images part: end to end in a tiny setting, its fairness, and its tokenizer."""
 
-import argparse
 import dataclasses
-import importlib.util
 import math
-from pathlib import Path
 
 import pytest
 import torch
 
-from ladderkern.cli import demo
 from ladderkern.cli import demo_frozen_lake as lake
 
-needs_extras = pytest.mark.needs("transformers", "matplotlib", "tqdm", "gymnasium", "pygame")
+needs_extras = pytest.mark.needs("transformers", "matplotlib", "jinja2", "tqdm", "gymnasium", "pygame")
 TINY = lake.Setting(boards=3, held_out_boards=2, judged=6, codes=48, steps=4, batch=2, hidden=32, layers=1)
 
 
@@ -45,9 +41,8 @@ def test_both_losses_saw_the_same_data(rows):
 
 
 @needs_extras
-def test_the_pictures_are_a_png_and_no_other_part_ran(written):
-    assert (written / "images.png").read_bytes().startswith(b"\x89PNG")
-    assert sorted(path.name for path in written.iterdir()) == ["images.csv", "images.png"]
+def test_the_table_and_the_report_are_written_and_no_other_part_ran(written):
+    assert sorted(path.name for path in written.iterdir()) == ["images.csv", "report.html"]
 
 
 @needs_extras
@@ -126,11 +121,27 @@ def test_k_means_finds_well_separated_groups():
     torch.testing.assert_close(centres.sort(dim=0).values, torch.tensor([[0.1], [10.1], [20.0]]))
 
 
-@pytest.mark.parametrize("name", ["gymnasium", "pygame"])
-def test_missing_gymnasium_is_one_line_and_exit_code_1(monkeypatch, capsys, name):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda asked: None if asked == name else "found")
-    arguments = argparse.Namespace(quick=True, only="images", seed=0, output=Path("unused"))
-    assert demo.run(arguments) == 1
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err == "The demo needs gymnasium[toy-text]: pip install 'gymnasium[toy-text]'\n"
+def test_the_gain_on_changed_tokens_is_paired_picture_by_picture():
+    from ladderkern.cli import demo_images_report, demo_images_training
+
+    before, after = torch.zeros(3, lake.TOKENS, dtype=torch.int64), torch.zeros(3, lake.TOKENS, dtype=torch.int64)
+    after[:, :4] = 1  # four tokens change in each picture
+    held_out = lake.Examples(before, torch.zeros(3, 1, dtype=torch.int64), after, [()] * 3)
+    plan = lake.Plan(TINY, lake.Codebook(torch.zeros(1), 1.0), held_out, held_out, torch.zeros(0), 0.0, 0)
+    first, second = after.clone(), after.clone()
+    first[0, :2] = 0  # two changed tokens wrong
+    first[1, 40] = 5  # a copied one wrong, which does not count
+    second[2, :1] = 0
+    runs = [demo_images_training.Run(name, predicted=tokens) for name, tokens in (("a", first), ("b", second))]
+    gain, error = demo_images_report.changed_gain(*runs, plan)
+    assert gain == pytest.approx((2 + 0 - 1) / 12)
+    assert error == pytest.approx(torch.tensor([2.0, 0.0, -1.0]).std().item() * 3**0.5 / 12)
+    for run, accuracy in zip(runs, (0.5, 1.0), strict=True):
+        run.accuracy = run.accuracy_changed = accuracy
+        run.wrong_distance = 1.25
+    lines = demo_images_report.findings(runs, plan)
+    assert lines[0] == (
+        "Joint loss: 100.0 % of the tokens right, 100.0 % of those that a move changes; cross-entropy alone: 50.0 % and 50.0 %."
+    )
+    assert "+8.3 points, is within two standard errors" in lines[1]
+    assert "none wrong with the joint loss, 1.25 with cross-entropy alone" in lines[2]

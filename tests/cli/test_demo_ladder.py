@@ -9,7 +9,7 @@ import torch
 from ladderkern.cli import demo_ladder, demo_training
 
 TINY = demo_training.Setting(steps=6, batch=2, length=16, hidden=32, layers=2, lr_warmup=2, held_out_share=0.001)
-needs_extras = pytest.mark.needs("transformers", "matplotlib", "tqdm")
+needs_extras = pytest.mark.needs("transformers", "matplotlib", "jinja2", "tqdm")
 
 
 @pytest.fixture(scope="module")
@@ -41,22 +41,40 @@ def test_wirings_differ_in_nothing_but_the_wiring(rows):
 
 
 @needs_extras
-def test_the_plot_is_a_png_and_no_other_part_ran(written):
-    assert (written / "ladder.png").read_bytes().startswith(b"\x89PNG")
-    assert sorted(path.name for path in written.iterdir()) == ["ladder.csv", "ladder.png"]
+def test_the_table_and_the_report_are_written_and_no_other_part_ran(written):
+    assert sorted(path.name for path in written.iterdir()) == ["ladder.csv", "report.html"]
+
+
+def _runs(*losses):
+    return [
+        demo_training.Run(name, 1e-3, held_out_after=dict(zip((10, 20, 30), of_run, strict=True)))
+        for name, of_run in zip(("standard", "hybrid", "ladder"), losses, strict=True)
+    ]
 
 
 def test_the_table_shows_losses_at_equal_steps_and_what_lies_above_standard():
-    runs = [
-        demo_training.Run(name, 1e-3, held_out_after={10: 3.0, 20: end})
-        for name, end in (("standard", 2.5), ("hybrid", 2.25), ("ladder", 2.625))
+    table = demo_ladder.table(_runs((3.0, 2.75, 2.5), (3.0, 2.5, 2.25), (3.0, 2.875, 2.625)))
+    assert table.header == ("wiring", "step 10", "20", "30", "above standard")
+    assert table.rows == [
+        ("standard", "3.0000", "2.7500", "2.5000", "-"),
+        ("hybrid", "3.0000", "2.5000", "2.2500", "-0.2500"),
+        ("ladder", "3.0000", "2.8750", "2.6250", "+0.1250"),
     ]
-    header, _, *lines = (line.split() for line in demo_ladder.table(runs).splitlines())
-    assert header == ["wiring", "step", "10", "20", "above", "standard"]
+    assert {(row, column) for row, column in table.best if column > 1} == {(1, 2), (1, 3)}
+
+
+def test_the_findings_follow_the_numbers():
+    lines = demo_ladder.findings(_runs((3.0, 2.75, 2.5), (3.25, 3.0, 2.75), (2.5, 2.5, 2.625)))
     assert lines == [
-        ["standard", "3.0000", "2.5000", "-"],
-        ["hybrid", "3.0000", "2.2500", "-0.2500"],
-        ["ladder", "3.0000", "2.6250", "+0.1250"],
+        "After 30 steps: hybrid 0.250 above standard, ladder 0.125 above standard, which ends at 2.500 nats a byte.",
+        "After 10 steps the hybrid was 0.250 above standard and was never below.",
+        "After 10 steps the ladder was 0.500 below standard; it was below at 2 of 3 evaluations, last after 20.",
+    ]
+    lines = demo_ladder.findings(_runs((3.0, 2.75, 2.5), (2.0, 2.0, 2.0), (3.0, 2.75, 2.5)))
+    assert lines[0].startswith("After 30 steps: hybrid 0.500 below standard, ladder equal to standard,")
+    assert lines[1:] == [
+        "After 10 steps the hybrid was 1.000 below standard and stayed below.",
+        "After 10 steps the ladder was equal to standard and was never below.",
     ]
 
 

@@ -1,25 +1,22 @@
 """The demo's PRM part: the numbers that it shows are the published ones, and it needs little to run."""
 
-import argparse
 import csv
-import importlib.util
-from pathlib import Path
 
 import pytest
 import torch
 
-from ladderkern.cli import demo, main, prm_plot
+from ladderkern.cli import main, prm_plot
 from ladderkern.prm import STRATEGIES
 from ladderkern.prm.published import PUBLISHED_BEST_OF_10
 
-needs_matplotlib = pytest.mark.needs("matplotlib")
+needs_matplotlib = pytest.mark.needs("matplotlib", "jinja2")
 
 
 @pytest.fixture
 def written(tmp_path, capsys):
     """(what the part printed, the folder that it wrote)."""
     folder = tmp_path / "new" / "folder"
-    assert main(["demo", "--only", "prm", "--output", str(folder)]) == 0
+    assert main(["demo", "--part", "prm", "--output", str(folder)]) == 0
     return capsys.readouterr().out, folder
 
 
@@ -31,13 +28,12 @@ def test_the_published_percentages_stand_beside_ours(written):
     assert rows["min"][1:] == ["15.32", "%", "-", "19.46", "%", "-"]
     assert set(rows) >= {name.replace("_", " ") for name in STRATEGIES}
     assert "68.4 % (Math-Shepherd) and 31.5 % (ReasonEval-7B)" in written[0]
-    assert "29,822 steps of 4,830 responses" in written[0]
+    assert "All aggregates of all 59,644 step scores take" in written[0]
 
 
 @needs_matplotlib
-def test_it_writes_a_table_and_a_plot_and_no_other_part_ran(written):
-    assert sorted(path.name for path in written[1].iterdir()) == ["prm.csv", "prm.png"]
-    assert (written[1] / "prm.png").read_bytes().startswith(b"\x89PNG")
+def test_it_writes_a_table_and_the_report_and_no_other_part_ran(written):
+    assert sorted(path.name for path in written[1].iterdir()) == ["prm.csv", "report.html"]
     with (written[1] / "prm.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["prm"], row["strategy"]) for row in rows] == [
@@ -67,8 +63,10 @@ def test_places_are_symmetric(steps):
     assert even.sum().item() == pytest.approx(1.0)
 
 
-def test_this_part_alone_needs_matplotlib_alone(monkeypatch, capsys):
-    arguments = argparse.Namespace(quick=True, only="prm", seed=0, output=Path("unused"))
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert demo.run(arguments) == 1
-    assert capsys.readouterr().err == "The demo needs matplotlib: pip install matplotlib\n"
+def test_a_file_of_the_plot_has_a_panel_and_its_title(tmp_path):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "plot.svg"
+    prm_plot.write_plot([("one model", torch.tensor([1, 0]), torch.tensor([2, 3]))], path)
+    assert "Where a response" in path.read_text()
+    with pytest.raises(ValueError, match="nonsense"):
+        prm_plot.write_plot([("one model", torch.tensor([1, 0]), torch.tensor([2, 3]))], tmp_path / "plot.nonsense")
