@@ -59,6 +59,17 @@ template <int N, class E> LK_FN void load_elements(const E* p, int64_t i, E* out
         memcpy(out, pieces, sizeof pieces);
     }
 }
+// Written as one instruction: nvcc takes a plain assignment to pieces, and may leave them apart.
+LK_FN void store_piece(const uint4& piece, uint4* p) {
+#ifdef __CUDA_ARCH__
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};"
+                 :
+                 : "l"(__cvta_generic_to_global(p)), "r"(piece.x), "r"(piece.y), "r"(piece.z), "r"(piece.w)
+                 : "memory");
+#else
+    *p = piece;
+#endif
+}
 template <int N, class E> LK_FN void store_elements(const E* numbers, E* p, int64_t i) {
     if constexpr (N == 1) {
         p[i] = numbers[0];
@@ -68,7 +79,7 @@ template <int N, class E> LK_FN void store_elements(const E* numbers, E* p, int6
         uint4 pieces[kPieces];
         memcpy(pieces, numbers, sizeof pieces);
         for (int k = 0; k < kPieces; ++k)
-            reinterpret_cast<uint4*>(p + i)[k] = pieces[k];
+            store_piece(pieces[k], reinterpret_cast<uint4*>(p + i) + k);
     }
 }
 
