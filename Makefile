@@ -35,7 +35,7 @@ export LADDERKERN_BUILD_CUDA ?= 0
 
 CXX_FILES := $(wildcard $(foreach end,h cpp cu cuh,csrc/*/*.$(end) tests/*/*.$(end)))
 
-.PHONY: help demo test emulate aot traffic lint bench bench-two-hosts clean
+.PHONY: help demo test emulate aot traffic cuda-load-check lint bench bench-two-hosts clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -69,6 +69,19 @@ aot: $(STAMPS)/test  ## compile each Triton kernel for 5 GPUs, with none at hand
 traffic: $(STAMPS)/test  ## count the bytes and launches of the Triton kernels against the least possible; predict times on GPUs
 	TRITON_INTERPRET=1 $(PY) -m pytest -m interpreter tests/traffic --tables $(PYTEST_ARGS)
 	$(PY) bench/roofline.py
+
+# An environment and a copy of the sources of its own: a CUDA build of torch is 5.5 GB, and nothing here is built anew for it.
+LOAD_CHECK := build/cuda-load-check
+cuda-load-check:  ## build the CUDA library for a CUDA build of torch (5.5 GB, once), load it and call its ops, with no GPU
+	test -x $(LOAD_CHECK)/bin/python || python3 -m venv $(LOAD_CHECK)
+	$(LOAD_CHECK)/bin/python -m pip install -q torch==2.14.1 numpy 'setuptools>=77' wheel 'cmake>=3.24' ninja 'pytest>=8'
+	rm -rf $(LOAD_CHECK)/source $(LOAD_CHECK)/dist && mkdir $(LOAD_CHECK)/source
+	$(LOAD_CHECK)/bin/python setup.py -q sdist -d $(LOAD_CHECK)/dist
+	tar xf $(LOAD_CHECK)/dist/*.tar.gz -C $(LOAD_CHECK)/source --strip-components=1
+	cd $(LOAD_CHECK)/source && LADDERKERN_BUILD_CUDA=1 LADDERKERN_BUILD_TESTS=0 ../bin/python -m pip install -q --no-build-isolation \
+		--no-deps --force-reinstall .
+	cd $(LOAD_CHECK)/source && rm -r ladderkern && env -u TRITON_INTERPRET LADDERKERN_CUDA_LOAD_CHECK=1 ../bin/pytest -v \
+		tests/packaging/test_cuda.py tests/packaging/test_cuda_load.py $(PYTEST_ARGS)
 
 lint: $(STAMPS)/lint  ## check style, formatting and types
 	$(PY) -m ruff check .

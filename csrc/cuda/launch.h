@@ -13,10 +13,15 @@ namespace lk {
 struct OnDevice {
     torch::stable::accelerator::DeviceGuard guard;
     cudaStream_t stream;
-    explicit OnDevice(int32_t device) : guard(device) {
+    explicit OnDevice(int32_t device) : guard(checked(device)) {
         void* current = nullptr;
         STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &current));
         stream = static_cast<cudaStream_t>(current);
+    }
+    // Before torch asks the driver, whose answer to a CPU tensor would say nothing of it.
+    static int32_t checked(int32_t device) {
+        STD_TORCH_CHECK(device >= 0, "ladderkern's CUDA kernels take tensors on a CUDA device, got one on the CPU");
+        return device;
     }
 };
 

@@ -226,8 +226,9 @@ template <class X, class O> struct NormGradients {
 // grad_x = grad_stream + rstd (w g - xhat mean(w g xhat)), and the weight gradients sum g xhat of the block's rows.
 // Reads stream and the gradients, writes grad_x: in bf16 8 bytes an element with one weight, 6 of the norm alone, the least
 // possible, and 4 / block_rows of partial sums. Rows that do not fit into registers are read twice, the second time from cache.
+// One block a multiprocessor is enough: for two ptxas would spill on sm_100.
 template <class X, class O>
-__global__ void __launch_bounds__(kBackwardThreads) norm_backward(const __grid_constant__ NormBackward a) {
+__global__ void __launch_bounds__(kBackwardThreads, 1) norm_backward(const __grid_constant__ NormBackward a) {
     using S = Wide<X>;
     constexpr int kVectors = kBackwardVectors<S>;
     LK_SHARED(S[2][kWarpSize], rooms);

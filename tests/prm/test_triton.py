@@ -44,7 +44,8 @@ def test_values_and_gradients_where_some_rows_are_no_steps(dtype, kind):
     assert_right(make((17, 0, 33, 5), dtype, kind, masked=True))
 
 
-SHAPES = [(1,), (0,), (0, 0, 0), (16,), (17, 15), (1,) * 9, (0,) * 9 + (5,), (700, 129)]
+# Four of 16: what eager PyTorch errs in the mean of a single response, which is the budget, is luck.
+SHAPES = [(1,), (0,), (0, 0, 0), (16,) * 4, (17, 15), (1,) * 9, (0,) * 9 + (5,), (700, 129)]
 
 
 @FEW
