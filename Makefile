@@ -35,7 +35,7 @@ export LADDERKERN_BUILD_CUDA ?= 0
 
 CXX_FILES := $(wildcard $(foreach end,h cpp cu cuh,csrc/*/*.$(end) tests/*/*.$(end)))
 
-.PHONY: help demo test emulate aot traffic cuda-load-check lint bench bench-two-hosts clean
+.PHONY: help demo test emulate aot traffic cuda-load-check triton-check gpu-test gpu-bench lint bench bench-two-hosts clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -61,13 +61,14 @@ emulate: $(STAMPS)/test  ## run the CUDA kernels on the CPU, then again under Ad
 	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 LADDERKERN_EMULATION=sanitized \
 	LADDERKERN_EMULATION_TABLE=1 $(PY) -m pytest -q tests/emulation $(PYTEST_ARGS)
 
-# Three minutes on two cores; what was compiled is kept in build/, so that a second run only reads it.
-aot: $(STAMPS)/test  ## compile each Triton kernel for 5 GPUs, with none at hand: registers, spills, wide accesses; AOT=update: new budgets
+# What Triton compiled is kept in build/, so that a second run only reads it. The CUDA library is built where nvcc is.
+aot: $(STAMPS)/test  ## see what each Triton and CUDA kernel is compiled to, without a GPU: registers, spills, wide accesses; AOT=update: new budgets
+	LADDERKERN_BUILD_CUDA=auto $(PY) setup.py -q build_ext --inplace
 	env -u TRITON_INTERPRET LADDERKERN_AOT=$(or $(AOT),all) TRITON_CACHE_DIR='$(CURDIR)/build/triton' OMP_NUM_THREADS=1 \
 		$(PY) -m pytest tests/aot -n 2 --tables $(PYTEST_ARGS)
 
 traffic: $(STAMPS)/test  ## count the bytes and launches of the Triton kernels against the least possible; predict times on GPUs
-	TRITON_INTERPRET=1 $(PY) -m pytest -m interpreter tests/traffic --tables $(PYTEST_ARGS)
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(PY) -m pytest -m interpreter tests/traffic -n 2 --tables $(PYTEST_ARGS)
 	$(PY) bench/roofline.py
 
 # An environment and a copy of the sources of its own: a CUDA build of torch is 5.5 GB, and nothing here is built anew for it.
@@ -82,6 +83,21 @@ cuda-load-check:  ## build the CUDA library for a CUDA build of torch (5.5 GB, o
 		--no-deps --force-reinstall .
 	cd $(LOAD_CHECK)/source && rm -r ladderkern && env -u TRITON_INTERPRET LADDERKERN_CUDA_LOAD_CHECK=1 ../bin/pytest -v \
 		tests/packaging/test_cuda.py tests/packaging/test_cuda_load.py $(PYTEST_ARGS)
+
+# The oldest torch and Triton that are served, 4.7 GB, in an environment of its own; with NumPy 2.4 and newer the interpreter of
+# Triton 3.6 cannot run loops.
+TRITON_CHECK := build/triton-check
+triton-check: $(NATIVE)  ## run the Triton kernels in the interpreter of Triton 3.6, with torch 2.11 (4.7 GB, once)
+	test -x $(TRITON_CHECK)/bin/python || python3 -m venv $(TRITON_CHECK)
+	$(TRITON_CHECK)/bin/python -m pip install -q 'torch==2.11.*' 'triton==3.6.*' 'numpy<2.4' 'pytest>=8' pytest-xdist hypothesis
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 PYTHONPATH=. $(TRITON_CHECK)/bin/python -m pytest -n 2 -m interpreter $(PYTEST_ARGS)
+
+# These two install nothing: a machine with a GPU may have no network. PYTHON=python3 names its interpreter.
+gpu-test:  ## on a machine with a GPU: all backends against the oracle, graph capture, races; elsewhere nothing
+	tests/gpu/run.sh $(PY) $(PYTEST_ARGS)
+
+gpu-bench:  ## on a machine with a GPU: time the kernels beside AdamW, torch.compile and Liger: bench/results/gpu.csv and gpu.png
+	PYTHONPATH=. $(PY) bench/gpu.py --csv bench/results/gpu.csv --plot bench/results/gpu.png
 
 lint: $(STAMPS)/lint  ## check style, formatting and types
 	$(PY) -m ruff check .

@@ -1,6 +1,7 @@
 """The interpreter's tests on a real GPU: each Triton launcher moves what it is given there, and what it made or wrote back.
 
 LADDERKERN_TEST_ON=triton runs the Triton kernels, LADDERKERN_TEST_ON=cuda the ops of the CUDA library, where they have some.
+LADDERKERN_TEST_DEVICE picks another device than "cuda": with "cpu", and the interpreter, the redirection itself is tested.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map
 
+from ladderkern.runtime import backend
 from ladderkern.runtime.library import CUDA, OPS
 
 CHOICE = os.environ.get("LADDERKERN_TEST_ON", "")
-DEVICE = "cuda"
+DEVICE = os.environ.get("LADDERKERN_TEST_DEVICE", "cuda")
 
 
 def on_device(implementation: Callable[..., Any]) -> Callable[..., Any]:
@@ -50,6 +52,7 @@ def redirect_launchers() -> None:
         raise ValueError(f"LADDERKERN_TEST_ON must be triton or cuda, got {CHOICE!r}")
     if CHOICE == "cuda" and not CUDA.loaded:
         raise RuntimeError(f"LADDERKERN_TEST_ON=cuda needs the CUDA library, which {CUDA.reason}")
+    backend.interpreting = lambda: True  # Triton serves the CPU tensors of the tests, as it does in the interpreter
     for op in OPS.values():
         if op.launcher is None:
             continue

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 import ladderkern
+from ladderkern.ladder import LadderStack
 from ladderkern.testing import assert_within_budget, floats
+from ladderkern.testing.branches import HIDDEN, branches
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is visible")
 
@@ -136,3 +138,23 @@ def test_a_step_captured_in_a_cuda_graph(options, backend):
             graph.replay()
     assert torch.equal(p, plain)
     assert optimizer.state[p]["step"].item() == 10
+
+
+@pytest.mark.parametrize("delay", [0, 1])
+def test_a_decode_step_captured_in_a_cuda_graph(delay, backend):
+    """One token of two sequences through a stack, with another token at each replay."""
+    stack = LadderStack(branches([0], dtype=torch.float32), delay=delay).cuda()
+    tokens = [floats((2, 1, HIDDEN), seed=i, device="cuda") for i in range(4)]
+    with ladderkern.backend(backend), torch.no_grad():
+        plain = [stack(token) for token in tokens]
+        x, stream = tokens[0].clone(), torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            stack(x)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            out = stack(x)
+        for token, expected in zip(tokens, plain, strict=True):
+            x.copy_(token)
+            graph.replay()
+            assert torch.equal(out, expected)

@@ -1,4 +1,4 @@
-"""The CUDA library with a CUDA build of torch and no GPU: it loads, its ops are registered, and calling them says what is wrong.
+"""The CUDA library with a CUDA build of torch and no GPU: it loads, its ops are registered, calling them says what is wrong.
 
 ``make cuda-load-check`` runs this in an environment of its own, where nothing of it is skipped.
 """
@@ -73,5 +73,5 @@ def test_public_functions_name_the_reason():
 
 
 def test_no_cuda_tensor_can_be_made_and_torch_says_why():
-    with pytest.raises(RuntimeError, match="NVIDIA driver|CUDA-capable device|No CUDA GPUs"):
+    with pytest.raises(RuntimeError, match=r"NVIDIA driver|CUDA-capable device|No CUDA GPUs"):
         torch.empty(1, device="cuda")
