@@ -260,7 +260,7 @@ __global__ void __launch_bounds__(kSpamThreads, kSpamBlocks<T>) spam_step(const 
 }
 
 // step += 1, in a launch of its own because blocks of the update read it; nothing where an infinity was found.
-__global__ void spam_advance(const __grid_constant__ SpamSteps arguments) {
+__global__ void __launch_bounds__(kSpamThreads) spam_advance(const __grid_constant__ SpamSteps arguments) {
     const int i = int(blockIdx.x * blockDim.x + threadIdx.x);
     const bool skip = arguments.found_inf.data && number<float>(arguments.found_inf) != 0.0f;
     if (i < arguments.n && !skip)

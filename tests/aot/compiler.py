@@ -112,15 +112,21 @@ def code_of(compiled: Any) -> Code:
 
 
 def _sass(compiled: Any, threads: int) -> Code:
-    text = _cuobjdump(compiled)
-    registers, stack, local = (int(re.search(rf"\b{name}:(\d+)", text)[1]) for name in ("REG", "STACK", "LOCAL"))
-    instructions = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)", text, re.MULTILINE)
+    cubin = next(path for path in compiled.metadata_group.values() if str(path).endswith(".cubin"))
+    text = cuobjdump("--dump-resource-usage", "-sass", cubin)
+    return sass_code(text, text, threads, compiled.metadata.shared)
+
+
+def sass_code(usage: str, sass: str, threads: int, shared: int) -> Code:
+    """The code of one kernel from what ptxas noted about registers and memory, and from its disassembly."""
+    registers, stack, local = (int(re.search(rf"\b{name}:(\d+)", usage)[1]) for name in ("REG", "STACK", "LOCAL"))
+    instructions = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)", sass, re.MULTILINE)
     assert "EXIT" in instructions, "no machine code was read"
     doubles = [name for name in instructions if re.match(r"D(ADD|FMA|MUL|MNMX|SET|SETP)\b", name) or ".F64" in name]
     loads, stores = (
         Counter(_sass_width(name) for name in instructions if name.split(".")[0] == kind) for kind in ("LDG", "STG")
     )
-    return Code(threads, registers, compiled.metadata.shared, stack + local, loads, stores, doubles)
+    return Code(threads, registers, shared, stack + local, loads, stores, doubles)
 
 
 def _sass_width(name: str) -> int:
@@ -129,11 +135,9 @@ def _sass_width(name: str) -> int:
     return int(bits[1]) // 8 if bits else 4
 
 
-def _cuobjdump(compiled: Any) -> str:
-    """What ptxas noted about registers and memory, and the disassembled code."""
-    cubin = next(path for path in compiled.metadata_group.values() if str(path).endswith(".cubin"))
-    command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", "-sass", cubin]
-    done = subprocess.run(command, capture_output=True, text=True)
+def cuobjdump(*arguments: Any) -> str:
+    """What NVIDIA's tool prints; Triton brings it."""
+    done = subprocess.run([triton.knobs.nvidia.cuobjdump.path, *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

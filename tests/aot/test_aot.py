@@ -7,30 +7,16 @@ step, and hold for that release alone; spills, wide accesses, float64 and fusion
 ``LADDERKERN_AOT=all`` takes every target, otherwise it is those of ``USUAL``.
 """
 
-import csv
 import functools
 import os
-from pathlib import Path
 
 import pytest
 import triton
+from budgets import HEADING, budget_of, cells, over_budget
 from calls import every_call
-from compiler import DEVICES, code_of, compiling_for, occupancy
+from compiler import DEVICES, code_of, compiling_for
 
-BUDGETS = Path(__file__).with_name("budgets.csv")
 MADE_BY = "3.9"
-COLUMNS = ("registers", "shared", "narrow", "spilled")
-HEADING = (
-    "call, kernel",
-    "target",
-    "threads",
-    "registers",
-    "shared",
-    "occupancy",
-    "16-byte loads, stores",
-    "narrower",
-    "spilled",
-)
 USUAL = ("sm_90", "gfx942")
 # Nothing spills, but for four kernels in which ptxas itself trades a few words outside of loops for one more block a
 # multiprocessor. Their budgets say so, and no update may go further.
@@ -38,16 +24,6 @@ MOST_SPILLED = 16
 MODE = os.environ.get("LADDERKERN_AOT", "")
 CALLS = every_call()
 TARGETS = DEVICES if MODE else USUAL
-
-
-@functools.cache
-def budgets():
-    """{(call, kernel, target): {column: budget}}"""
-    with BUDGETS.open(newline="") as file:
-        return {
-            (line["call"], line["kernel"], line["target"]): {name: int(line[name]) for name in COLUMNS}
-            for line in csv.DictReader(file)
-        }
 
 
 @functools.cache
@@ -65,29 +41,19 @@ def case(request):
     return request.param
 
 
-def rounded_up(registers: int) -> int:
-    """To the step in which registers are given out, and one step more."""
-    return (registers // 8 + 2) * 8
-
-
 def test_the_code_keeps_to_its_budget(case, table_row, record_property):
     call, target = case
     over = []
     for kernel, arguments, code in kernels(call, target):
-        wide = f"{code.loads[16]}, {code.stores[16]}"
-        share = f"{100 * occupancy(code, DEVICES[target]):.0f} %"
-        line = (f"{call}: {kernel}", target, code.threads, code.registers, code.shared, share, wide, code.narrow, code.spilled)
-        table_row("Triton kernels compiled ahead of time", HEADING, line)
+        table_row("Triton kernels compiled ahead of time", HEADING, cells(f"{call}: {kernel}", target, code))
         assert arguments.get("enable_fp_fusion") is not None, f"{kernel}: whether a * b + c is fused is left to the compiler"
         assert bool(code.doubles) == CALLS[call].double, f"{kernel}: float64 instructions {sorted(set(code.doubles))}"
         assert code.spilled <= MOST_SPILLED, f"{kernel}: {code.spilled} bytes a thread are spilled"
         assert_wide(kernel, arguments, code, CALLS[call].wide.get(kernel, ((), ())))
-        held = {name: getattr(code, name) for name in COLUMNS}
         if MODE == "update":
-            record_property("budget", (call, kernel, target, *{**held, "registers": rounded_up(code.registers)}.values()))
+            record_property("budget", budget_of(call, kernel, target, code))
         elif triton.__version__.startswith(f"{MADE_BY}."):
-            budget = budgets()[call, kernel, target]
-            over += [f"{kernel}: {name} {held[name]} > {budget[name]}" for name in COLUMNS if held[name] > budget[name]]
+            over += over_budget(call, kernel, target, code)
     assert not over, "; ".join(over)
 
 
