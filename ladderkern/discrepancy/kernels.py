@@ -200,10 +200,10 @@ def _sizes(logits: Tensor, table: Tensor, options: dict) -> dict:
 
 
 def _blocks(columns: int, most: int, logits: Tensor, options: dict) -> dict:
-    """Columns at a time, and warps: 8 columns a thread, 4 of float64 or where codes are compared, 16 in the longest blocks."""
+    """Columns at a time, and warps: 8 columns a thread, 4 if logits are wider or codes compared, 16 in the longest blocks."""
     codes, double = options["metric"] != TABLE, logits.dtype == torch.float64
     block = power_of_two(columns, 64, 1024 if codes else min(most, 2048) if double else most)
-    lanes = (4 if codes or double else 8) * (64 if torch.version.hip else 32)
+    lanes = (4 if codes or logits.element_size() > 2 else 8) * (64 if torch.version.hip else 32)
     return {"BLOCK": block, "num_warps": max(1, min(16, block // lanes))}
 
 

@@ -193,12 +193,22 @@ def _sum_partials(p_partials, p_out, p_out2, n_blocks, HIDDEN: tl.constexpr, BLO
 # ----------------------------------------------------------------------------------------------------------- the launchers
 
 
-def _blocks(hidden: int, dtype: torch.dtype, most: int) -> dict[str, int]:
-    """Columns at a time, and warps: 16 columns a thread, 8 of float64."""
-    columns = 8 if dtype == torch.float64 else 16
-    block = power_of_two(hidden, 64, most * columns // 16)
+def _blocks(hidden: int, most: int, columns: int) -> dict[str, int]:
+    """Columns at a time, at most so many, and warps: so many columns a thread."""
+    block = power_of_two(hidden, 64, most)
     lanes, warps = (64, 16) if torch.version.hip else (32, 32)
     return {"BLOCK": block, "num_warps": max(1, min(warps, block // (columns * lanes)))}
+
+
+def _forward_blocks(hidden: int, dtype: torch.dtype) -> dict[str, int]:
+    return _blocks(hidden, 8192, 8) if dtype == torch.float64 else _blocks(hidden, 16384, 16)
+
+
+def _backward_blocks(hidden: int, dtype: torch.dtype, weights: int) -> dict[str, int]:
+    """What fits into registers without spilling, with one weight or two."""
+    if dtype == torch.float64:
+        return _blocks(hidden, 2048, 4)
+    return _blocks(hidden, 8192, 16) if weights == 1 else _blocks(hidden, 4096, 8)
 
 
 def _row_block(rows: int, wide_rows: bool, num_warps: int) -> int:
@@ -231,7 +241,7 @@ def _forward(x, update, update2, weight, weight2, eps, round_sum, keep_stream: b
             _rms_norm_fwd[(rows,)](
                 x, update, update2, weight, weight2, normed, normed2, stream, rstd,
                 x.stride(0), _stride(update), _stride(update2), double_bits(eps) if x.dtype == torch.float64 else eps,
-                HIDDEN=hidden, ROUND=round_sum, ALIGN=_align(x, update, update2), **_blocks(hidden, x.dtype, 16384),
+                HIDDEN=hidden, ROUND=round_sum, ALIGN=_align(x, update, update2), **_forward_blocks(hidden, x.dtype),
                 enable_fp_fusion=False,
             )  # fmt: skip
     return normed, normed2, stream, rstd
@@ -244,7 +254,7 @@ def _backward(grad_normed, grad_normed2, grad_stream, stream, weight, weight2, r
     if not rows:
         return grad_x, torch.zeros_like(weight), None if weight2 is None else torch.zeros_like(weight)
     grad_weight, grad_weight2 = torch.empty_like(weight), None if weight2 is None else torch.empty_like(weight)
-    blocks = _blocks(hidden, stream.dtype, 8192 if weight2 is None else 4096)  # what fits into registers
+    blocks = _backward_blocks(hidden, stream.dtype, 1 if weight2 is None else 2)
     row_block = _row_block(rows, hidden > blocks["BLOCK"], blocks["num_warps"])
     n_blocks, n_weights = triton.cdiv(rows, row_block), 1 if weight2 is None else 2
     partials = torch.empty((n_weights, n_blocks, hidden), dtype=rstd.dtype, device=stream.device)

@@ -138,7 +138,7 @@ def test_partial_weight_gradients_are_few_beside_the_rows_of_training(hidden):
     from ladderkern.ladder import kernels
 
     rows = 32768
-    blocks = kernels._blocks(hidden, BF16, 8192)
+    blocks = kernels._backward_blocks(hidden, BF16, 1)
     programs = -(-rows // kernels._row_block(rows, hidden > blocks["BLOCK"], blocks["num_warps"]))
     sums = work.partial_sums(programs, hidden, BF16, BF16)
     assert sums.loads + sums.bytes <= (WHOLE - 1) * work.norm_backward(rows, hidden, BF16, BF16).bytes
