@@ -24,7 +24,9 @@ PIP := $(PY) -m pip
 EXTRAS_demo := demo
 EXTRAS_test := test,triton,demo,examples
 EXTRAS_lint := dev
+EXTRAS_docs := docs
 EXTRAS_bench := bench,triton,test
+EXTRAS_wheel := wheel
 
 ifneq ($(LADDERKERN_BUILD_NATIVE),0)
 NATIVE := ladderkern/lib/libladderkern_native.so
@@ -35,7 +37,7 @@ export LADDERKERN_BUILD_CUDA ?= 0
 
 CXX_FILES := $(wildcard $(foreach end,h cpp cu cuh,csrc/*/*.$(end) tests/*/*.$(end)))
 
-.PHONY: help demo test emulate aot traffic cuda-load-check triton-check gpu-test gpu-bench lint bench bench-two-hosts clean
+.PHONY: help demo test docs emulate fault-drill aot traffic cuda-load-check triton-check gpu-test gpu-bench lint bench bench-two-hosts wheel wheel-check clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -60,6 +62,9 @@ emulate: $(STAMPS)/test  ## run the CUDA kernels on the CPU, then again under Ad
 	LADDERKERN_EMULATION_TABLE=1 $(PY) -m pytest -q tests/emulation $(PYTEST_ARGS)
 	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 LADDERKERN_EMULATION=sanitized \
 	LADDERKERN_EMULATION_TABLE=1 $(PY) -m pytest -q tests/emulation $(PYTEST_ARGS)
+
+fault-drill: $(STAMPS)/test  ## kill a rank of a tensor-parallel training at a random module, 20 times, and time the others' errors
+	OMP_NUM_THREADS=1 $(PY) tests/reliability/fault_drill.py --kills $(or $(KILLS),20) --seed $(or $(SEED),0)
 
 # What Triton compiled is kept in build/, so that a second run only reads it. The CUDA library is built where nvcc is.
 aot: $(STAMPS)/test  ## see what each Triton and CUDA kernel is compiled to, without a GPU: registers, spills, wide accesses; AOT=update: new budgets
@@ -105,11 +110,28 @@ lint: $(STAMPS)/lint  ## check style, formatting and types
 	$(if $(CXX_FILES),"$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("scripts"))')/clang-format" --dry-run --Werror $(CXX_FILES))
 	$(PY) -m mypy
 
+docs: $(STAMPS)/docs  ## build the documentation, warnings being errors: build/docs/index.html
+	$(PY) -m sphinx -W --keep-going -q -b html docs build/docs
+
 bench: $(STAMPS)/bench  ## run the benchmarks
 	$(PY) -m pytest bench $(PYTEST_ARGS)
 
 bench-two-hosts: $(STAMPS)/bench  ## time ladders between two network namespaces, over links of three rates; needs root
 	$(PY) bench/two_hosts.py
+
+# By way of the sdist, unpacked elsewhere: nothing of an earlier build gets in. auditwheel reads from the symbols which
+# glibc and libstdc++ the library needs, and names the wheel so; torch brings its own libraries.
+wheel: $(STAMPS)/wheel  ## build the sdist, from it the wheel for this platform's manylinux and the pure-Python one: dist/
+	rm -rf dist build/wheel
+	LADDERKERN_BUILD_TESTS=0 $(PY) -m build --no-isolation --outdir build/wheel
+	PATH="$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("scripts"))'):$$PATH" $(PY) -m auditwheel repair \
+		--exclude libtorch_cpu.so --exclude libtorch_cuda.so --wheel-dir dist build/wheel/*-linux_*.whl
+	LADDERKERN_BUILD_NATIVE=0 $(PIP) wheel -q --no-deps --no-build-isolation --wheel-dir dist build/wheel/*.tar.gz
+	mv build/wheel/*.tar.gz dist/
+
+# Not in CI: up to twelve environments, each with a torch of its own, some gigabytes where that is a CUDA build; removed again.
+wheel-check: wheel  ## install the wheel into clean environments and run the quick tests; WHEEL_CHECK="--pythons 3.11 --torches 2.13"
+	OMP_NUM_THREADS=1 $(PY) tests/check_wheel.py dist/*-manylinux_*.whl $(WHEEL_CHECK)
 
 clean:  ## remove what was built; .venv stays
 	rm -rf build dist ladderkern/lib ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
