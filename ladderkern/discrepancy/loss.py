@@ -18,7 +18,11 @@ from .table import DistanceTable
 
 
 class JointLoss(NamedTuple):
-    """What the joint losses return with ``return_parts=True``; the parts are detached."""
+    """What the joint losses return with ``return_parts=True``; the parts are detached.
+
+    >>> ladderkern.discrepancy.JointLoss._fields
+    ('loss', 'cross_entropy', 'discrepancy')
+    """
 
     loss: Tensor
     cross_entropy: Tensor
@@ -64,6 +68,11 @@ def token_discrepancy_loss(
     transformers mask Chameleon's image logits, which makes this loss silently useless.
 
     Source: Li et al. 2025 (MVoT, arXiv 2501.07542), section 3; the published code is metric "euclidean" with "mean".
+
+    >>> table = ladderkern.DistanceTable(torch.tensor([[0.0, 0.0], [3.0, 4.0]]))  # 2 codes
+    >>> logits = torch.arange(6.0).repeat(3, 1)  # columns 4 and 5 are the codes
+    >>> ladderkern.token_discrepancy_loss(logits, torch.tensor([1, 4, 5]), table)
+    tensor(6.2500)
     """
     check_options(table, reduction, shift, normalizer=normalizer)
     x, y = rows_of(logits, labels, shift, -1, "logits")
@@ -119,6 +128,12 @@ def cross_entropy_with_discrepancy(
     Raises:
         TypeError, ValueError: naming the argument. IndexError: on CPU, a label outside [0, V) that is not ignore_index (on a
         device and under torch.compile that row's loss is NaN).
+
+    >>> table = ladderkern.DistanceTable(torch.tensor([[0.0, 0.0], [3.0, 4.0]]))  # 2 codes
+    >>> logits = torch.arange(6.0).repeat(3, 1)
+    >>> parts = ladderkern.cross_entropy_with_discrepancy(logits, torch.tensor([1, 4, 5]), table, return_parts=True)
+    >>> [round(part.item(), 3) for part in parts]
+    [8.373, 2.123, 6.25]
     """
     options = {"image_start": image_start, "ignore_index": ignore_index, "label_smoothing": float(label_smoothing)}
     means = {"reduction": reduction, "ce_normalizer": ce_normalizer, "normalizer": normalizer}
@@ -154,6 +169,12 @@ def linear_cross_entropy_with_discrepancy(
             the gradient of ``hidden`` is summed over the group.
 
     Other arguments, returns and errors are those of :func:`cross_entropy_with_discrepancy`.
+
+    >>> table = ladderkern.DistanceTable(torch.tensor([[0.0, 0.0], [3.0, 4.0]]))  # 2 codes
+    >>> hidden, head = torch.zeros(3, 8), torch.ones(6, 8)
+    >>> loss = ladderkern.linear_cross_entropy_with_discrepancy(hidden, head, torch.tensor([1, 4, 5]), table)
+    >>> round(loss.item(), 3)
+    8.042
     """
 
     def rows_of_hidden(h: Tensor, y: Tensor, table: DistanceTable, options: dict[str, Any], group: Any) -> Any:

@@ -27,6 +27,10 @@ class TokenDiscrepancyLoss(nn.Module):
 
     Raises:
         TypeError, ValueError: as the table and the function do.
+
+    >>> loss = ladderkern.TokenDiscrepancyLoss(torch.tensor([[0.0, 0.0], [3.0, 4.0]]))
+    >>> loss(torch.arange(6.0).repeat(3, 1), torch.tensor([1, 4, 5]))
+    tensor(6.2500)
     """
 
     def __init__(

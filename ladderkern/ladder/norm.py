@@ -51,6 +51,10 @@ def add_rms_norm(
 
     Source: Zhang and Sennrich 2019 (arXiv 1910.07467); the forms with two addends and two weights are what a ladder needs
     (Zhang et al. 2025, arXiv 2501.06589).
+
+    >>> normed, stream = ladderkern.add_rms_norm(torch.ones(1, 4), torch.ones(1, 4), torch.ones(4), eps=0.0)
+    >>> normed, stream
+    (tensor([[1., 1., 1., 1.]]), tensor([[2., 2., 2., 2.]]))
     """
     round_sum = _round_sum(convention)
     check_shapes(x, update=update, update2=update2)
@@ -72,6 +76,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6, *, convention: str = 
 
     Returns:
         [..., hidden], in the common dtype of x and weight. Differentiable once.
+
+    >>> ladderkern.rms_norm(torch.full((1, 4), 2.0), torch.ones(4), eps=0.0)
+    tensor([[1., 1., 1., 1.]])
     """
     round_sum = _round_sum(convention)
     check_shapes(x)

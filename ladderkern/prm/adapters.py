@@ -33,6 +33,11 @@ def score_hidden(
 
     Returns:
         :class:`StepScores` of packed steps.
+
+    >>> head = torch.nn.Linear(8, 2)
+    >>> scores = ladderkern.prm.score_hidden(torch.randn(2, 3, 8), torch.ones(2, 3, dtype=torch.bool), head)
+    >>> scores.count
+    tensor([3, 3])
     """
     check_mask(hidden, mask, "hidden")
     steps, offsets = gather_steps(hidden, mask, num_steps)
@@ -62,6 +67,9 @@ def make_step_rewards(logits: Tensor, token_masks: Tensor) -> list[list[float]]:
         TypeError, ValueError: naming the argument; other than two classes, such as the logits of a whole vocabulary.
 
     Source: https://huggingface.co/Qwen/Qwen2.5-Math-PRM-7B (the function's signature and meaning).
+
+    >>> ladderkern.prm.make_step_rewards(torch.zeros(1, 3, 2), torch.tensor([[False, True, True]]))
+    [[0.5, 0.5]]
     """
     check_mask(logits, token_masks, mask_name="token_masks")
     if logits.dim() != 3 or logits.shape[2] != 2:

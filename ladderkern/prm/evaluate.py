@@ -18,7 +18,11 @@ from .select import best_of_n, offsets_of, ranking
 
 
 class ProcessBench(NamedTuple):
-    """Percentages, float64: exact matches among the cases with and without an error, and their harmonic mean."""
+    """Percentages, float64: exact matches among the cases with and without an error, and their harmonic mean.
+
+    >>> ladderkern.prm.process_bench(torch.tensor([2, -1]), torch.tensor([2, -1])).f1.item()
+    100.0
+    """
 
     error_acc: Tensor
     correct_acc: Tensor
@@ -26,7 +30,12 @@ class ProcessBench(NamedTuple):
 
 
 class ProcessBenchSubsets(NamedTuple):
-    """ProcessBench of each subset (fields [..., M]), and the benchmark's average: the plain mean of their F1 [...]."""
+    """ProcessBench of each subset (fields [..., M]), and the benchmark's average: the plain mean of their F1 [...].
+
+    >>> perfect = torch.tensor([2, -1])
+    >>> ladderkern.prm.process_bench_subsets(perfect, perfect, torch.tensor([0, 0]), 1).subsets.f1
+    tensor([100.], dtype=torch.float64)
+    """
 
     subsets: ProcessBench
     mean_f1: Tensor
@@ -46,6 +55,9 @@ def process_bench(predicted: Tensor, label: Tensor) -> ProcessBench:
 
     Raises:
         TypeError, ValueError: naming the argument.
+
+    >>> ladderkern.prm.process_bench(torch.tensor([2, -1, 0]), torch.tensor([2, -1, 1])).error_acc.item()
+    50.0
     """
     hit, error = _hits(predicted, label)
     return _percentages((hit & error).sum(-1), error.sum(), (hit & ~error).sum(-1), (~error).sum())
@@ -61,6 +73,10 @@ def process_bench_subsets(predicted: Tensor, label: Tensor, subset: Tensor, num_
 
     Raises:
         TypeError, ValueError: naming the argument.
+
+    >>> predicted, label, subset = torch.tensor([2, -1, 0, -1]), torch.tensor([2, -1, 1, -1]), torch.tensor([0, 0, 1, 1])
+    >>> ladderkern.prm.process_bench_subsets(predicted, label, subset, 2).mean_f1.item()
+    50.0
     """
     hit, error = _hits(predicted, label)
     check_integers(subset=subset)
@@ -94,6 +110,11 @@ def first_error_sweep(
 
     Raises:
         TypeError, ValueError: naming the argument.
+
+    >>> scores = ladderkern.prm.score_probs(torch.tensor([0.9, 0.2, 0.8, 0.7]), torch.tensor([0, 2, 4]))
+    >>> ladderkern.prm.first_error_sweep(scores, torch.tensor([0, 2, 4]), [0.1, 0.5], probabilities=True)
+    tensor([[-1, -1],
+            [ 1, -1]])
     """
     key = (scores.prob if probabilities else scores.margin).detach()
     offsets = checked_offsets(offsets, key, "scores")
@@ -116,6 +137,10 @@ def min_is_last_share(scores: Any) -> Tensor:
 
     The "process to outcome shift" of arXiv 2501.07301, section 4.3: a PRM whose minimum is mostly the last step judges
     answers, not steps (published, over Best-of-8 responses: 9 to 55 %).  0-dim float64
+
+    >>> scores = ladderkern.prm.score_probs(torch.tensor([0.9, 0.2, 0.8, 0.7]), torch.tensor([0, 2, 4]))
+    >>> ladderkern.prm.min_is_last_share(scores).item()
+    1.0
     """
     return scores.min_is_last.sum().double() / (scores.count > 0).sum()
 
@@ -125,6 +150,10 @@ class BestOfN(NamedTuple):
 
     strict: a right response is ranked above every wrong one. ties: above or equal. picked: the one that ``best_of_n`` picks is
     right (ties by position: between the two).
+
+    >>> scores = ladderkern.prm.score_probs(torch.tensor([0.9, 0.2, 0.8, 0.7]), torch.tensor([0, 2, 4]))
+    >>> ladderkern.prm.best_of_n_table(scores, torch.tensor([2]), torch.tensor([False, True]), probabilities=True).strict
+    tensor([1, 1, 1, 0, 1, 1, 1])
     """
 
     strict: Tensor
@@ -147,6 +176,11 @@ def best_of_n_table(scores: Any, group_sizes: Tensor, correct: Tensor, *, probab
         TypeError, ValueError: naming the argument.
 
     Source: ``strict`` is the metric of RewardMATH (Kim et al. 2024, arXiv 2410.01729), one right response against nine.
+
+    >>> scores = ladderkern.prm.score_probs(torch.tensor([0.9, 0.2, 0.8, 0.7]), torch.tensor([0, 2, 4]))
+    >>> table = ladderkern.prm.best_of_n_table(scores, torch.tensor([2]), torch.tensor([False, True]), probabilities=True)
+    >>> dict(zip(ladderkern.prm.STRATEGIES, table.picked.tolist(), strict=True))["min"]
+    1
     """
     if correct.dtype != torch.bool:
         raise TypeError(f"correct must be bool, got {correct.dtype}")

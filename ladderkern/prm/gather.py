@@ -36,6 +36,11 @@ def gather_steps(
 
     Raises:
         TypeError, ValueError: naming the argument.
+
+    >>> mask = torch.tensor([[False, True, True], [False, False, True]])
+    >>> logits, offsets = ladderkern.prm.gather_steps(torch.randn(2, 3, 2), mask)
+    >>> logits.shape, offsets.tolist()
+    (torch.Size([3, 2]), [0, 2, 3])
     """
     if mask.dim() == 1:
         logits, mask = logits[None], mask[None]
@@ -117,6 +122,11 @@ def gather_steps_by_token(
         input_ids, step_token_id, shift, ignore_before: as for :func:`step_mask`.
 
     Reading the ids costs more than reading the steps: whoever knows the positions passes a mask.
+
+    >>> ids = torch.tensor([[5, 9, 9], [5, 5, 9]])
+    >>> logits, offsets = ladderkern.prm.gather_steps_by_token(torch.randn(2, 3, 2), ids, 9)
+    >>> offsets.tolist()
+    [0, 2, 3]
     """
     mask = step_mask(input_ids, step_token_id, shift, ignore_before=ignore_before)
     return gather_steps(logits, mask, num_steps, columns=columns, cu_seqlens=cu_seqlens)
@@ -137,6 +147,9 @@ def step_mask(
     Raises:
         TypeError, ValueError: naming the argument; with shift -1, on CPU, a separator at position 0 that counts (on a device it
             has no step).
+
+    >>> ladderkern.prm.step_mask(torch.tensor([[5, 9, 9]]), 9)
+    tensor([[False,  True,  True]])
     """
     check_integers(input_ids=input_ids)
     if input_ids.dim() not in (1, 2):

@@ -16,7 +16,11 @@ IGNORED = -100
 
 
 class MonteCarloLabels(NamedTuple):
-    """hard [S] int64: 1 for a step from which the answer was reached, else 0; soft [S] float32: how often it was."""
+    """hard [S] int64: 1 for a step from which the answer was reached, else 0; soft [S] float32: how often it was.
+
+    >>> ladderkern.prm.monte_carlo_labels(torch.tensor([[True, False]])).soft
+    tensor([0.5000])
+    """
 
     hard: Tensor
     soft: Tensor
@@ -36,6 +40,10 @@ def monte_carlo_labels(successes: Tensor, *, threshold: float = 0.0) -> MonteCar
         TypeError: successes is not bool. ValueError: not two dimensions, no completions, a threshold out of range.
 
     Source: arXiv 2501.07301, section 3.1: K = 8, and any success makes a step right (threshold 0, the best of those tried).
+
+    >>> hard, soft = ladderkern.prm.monte_carlo_labels(torch.tensor([[True, False], [False, False]]))
+    >>> hard, soft
+    (tensor([1, 0]), tensor([0.5000, 0.0000]))
     """
     if successes.dtype != torch.bool:
         raise TypeError(f"successes must be bool, got {successes.dtype}")
@@ -57,6 +65,9 @@ def first_error(labels: Tensor, offsets: Tensor) -> Tensor:
 
     Raises:
         TypeError, ValueError: naming the argument.
+
+    >>> ladderkern.prm.first_error(torch.tensor([1, 0, 1, 1]), torch.tensor([0, 3, 4]))
+    tensor([ 1, -1])
     """
     if labels.dim() != 1:
         raise ValueError(f"labels must have shape [S], got {tuple(labels.shape)}")
@@ -70,6 +81,9 @@ def drop_after_first_error(labels: Tensor, offsets: Tensor) -> Tensor:
     """``labels`` with -100 at every step after a response's first wrong one, as the paper trains: the rest has no meaning.
 
     Arguments and errors as for :func:`first_error`; bool labels become int64.  [S]
+
+    >>> ladderkern.prm.drop_after_first_error(torch.tensor([1, 0, 1, 1]), torch.tensor([0, 3, 4]))
+    tensor([   1,    0, -100,    1])
     """
     last_kept = first_error(labels, offsets)
     steps = layout(offsets.to(torch.int64), None, labels.shape[0])
@@ -85,6 +99,9 @@ def consensus_filter(mc_first_error: Tensor, judge_first_error: Tensor) -> Tenso
     Returns a bool mask.                                                               [R]
     Raises TypeError for other than integers, ValueError for two shapes.
     Source: Zhang et al. 2025 (arXiv 2501.07301), consensus filtering; about 40 % survive there.
+
+    >>> ladderkern.prm.consensus_filter(torch.tensor([-1, 2, 0]), torch.tensor([-1, 1, 0]))
+    tensor([ True, False,  True])
     """
     check_integers(mc_first_error=mc_first_error, judge_first_error=judge_first_error)
     check_same_shape("judge_first_error", judge_first_error, "mc_first_error", mc_first_error)

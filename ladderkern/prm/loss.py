@@ -47,6 +47,10 @@ def step_loss(
         TypeError, ValueError: naming the argument; label values where they may be read.
 
     Source: Zhang et al. 2025 (arXiv 2501.07301), section 3.1: cross-entropy for hard labels, MSE for soft ones.
+
+    >>> logits = torch.tensor([[0.0, 2.0], [0.0, -1.0], [0.0, 3.0]])  # 3 steps
+    >>> round(ladderkern.prm.step_loss(logits, torch.tensor([1, 0, -100])).item(), 4)
+    0.2201
     """
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")

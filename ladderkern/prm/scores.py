@@ -20,6 +20,10 @@ class StepScores(NamedTuple):
     Per response, [R]: all the rest. min, max, last, mean, product and geometric_mean are of prob; ``*_margin`` of margin, at
     the same steps. argmin, argmax and first_error (the first wrong step) count inside the response, -1 for none; they go by
     margin, ties to the first. A response without steps has count 0, NaN, product 1, log_product 0.
+
+    >>> logits = torch.tensor([[0.0, 2.0], [0.0, -1.0], [0.0, 3.0]])  # 3 steps
+    >>> ladderkern.prm.score_steps(logits, torch.tensor([0, 2, 3])).last_margin
+    tensor([-1.,  3.])
     """
 
     margin: Tensor
@@ -75,6 +79,11 @@ def score_steps(
             LADDERKERN_CHECK=1. BackendUnavailable: see :func:`ladderkern.backend`.
 
     Source: Zhang et al. 2025 (arXiv 2501.07301), sections 2 and 4; first_error as Zheng et al. 2024 (ProcessBench, 2412.06559).
+
+    >>> logits = torch.tensor([[0.0, 2.0], [0.0, -1.0], [0.0, 3.0]])  # 3 steps
+    >>> scores = ladderkern.prm.score_steps(logits, torch.tensor([0, 2, 3]))  # 2 responses
+    >>> scores.min_margin, scores.first_error
+    (tensor([-1.,  3.]), tensor([ 1, -1]))
     """
     scores = logits.unsqueeze(-1) if logits.dim() == 1 else logits
     return _score("logits", scores, offsets, None, class_weights, positive, threshold, strict)
@@ -88,6 +97,10 @@ def score_probs(prob: Tensor, offsets: Tensor, threshold: float = 0.5, strict: b
 
     Minimum, maximum and first error go by the probability itself. A margin is infinite at 0 and 1, and ``mean_margin`` NaN in a
     response with both. Gradients are in prob; that of ``product`` is right also where steps are 0.
+
+    >>> scores = ladderkern.prm.score_probs(torch.tensor([0.9, 0.2, 0.8, 0.7]), torch.tensor([0, 2, 4]))
+    >>> scores.min, scores.first_error
+    (tensor([0.2000, 0.7000]), tensor([ 1, -1]))
     """
     if prob.dim() != 1:
         raise ValueError(f"prob must have shape [S], got {tuple(prob.shape)}")
@@ -111,6 +124,10 @@ def score_masked(
     Returns:
         :class:`StepScores` whose per-step fields are [B, T], NaN off the mask. Logits off the mask may hold anything, and get
         gradient exactly 0. Indices count the row's steps, not its tokens.
+
+    >>> scores = ladderkern.prm.score_masked(torch.zeros(1, 3, 2), torch.tensor([[False, True, True]]))
+    >>> scores.count, scores.prob
+    (tensor([2]), tensor([[   nan, 0.5000, 0.5000]]))
     """
     check_mask(logits, mask)
     B, T = mask.shape[0], mask.shape[1]

@@ -41,6 +41,9 @@ def best_of_n(values: Tensor, group_sizes: Tensor) -> Tensor:
 
     Raises:
         TypeError, ValueError: naming the argument; the values of group_sizes where they may be read.
+
+    >>> ladderkern.prm.best_of_n(torch.tensor([0.1, 0.7, 0.4, 0.3]), torch.tensor([2, 2]))
+    tensor([1, 0])
     """
     values, group, local = _grouped(values, group_sizes)
     G, R = group_sizes.shape[0], values.shape[-1]
@@ -62,6 +65,10 @@ def top_k(values: Tensor, group_sizes: Tensor, k: int) -> Tensor:
 
     Returns:
         [..., G, k] int64; -1 where a group has fewer than ``k`` responses.
+
+    >>> ladderkern.prm.top_k(torch.tensor([0.1, 0.7, 0.4, 0.3]), torch.tensor([3, 1]), 2)
+    tensor([[ 1,  2],
+            [ 0, -1]])
     """
     if k < 1:
         raise ValueError(f"k must be 1 or more, got {k}")
@@ -93,6 +100,9 @@ def weighted_majority(answers: Tensor, weights: Tensor | None, group_sizes: Tens
         TypeError, ValueError: naming the argument.
 
     Source: weighted majority voting, Li et al. 2023 (arXiv 2206.02336), as in search-and-learn's ``pred_weighted``.
+
+    >>> ladderkern.prm.weighted_majority(torch.tensor([7, 5, 5]), torch.tensor([0.5, 0.3, 0.4]), torch.tensor([3]))
+    tensor([1])
     """
     check_integers(answers=answers)
     if answers.dim() != 1:
@@ -123,6 +133,10 @@ def ranking(scores: Any, *, probabilities: bool = False) -> Tensor:
 
     An empty response ranks below all (NaN), under the product too. ``mean`` is a mean of probabilities, which saturate: there
     responses may tie whose steps are all within rounding of 1.
+
+    >>> scores = ladderkern.prm.score_probs(torch.tensor([0.9, 0.2, 0.8, 0.7]), torch.tensor([0, 2, 4]))
+    >>> ladderkern.prm.ranking(scores, probabilities=True).shape  # strategies, responses
+    torch.Size([7, 2])
     """
     rows = [getattr(scores, fields[probabilities]) for fields in STRATEGIES.values()]
     rows[list(STRATEGIES).index("geometric_mean")] = scores.log_product / scores.count
@@ -130,7 +144,12 @@ def ranking(scores: Any, *, probabilities: bool = False) -> Tensor:
 
 
 def best_of_n_by_strategy(scores: Any, group_sizes: Tensor, *, probabilities: bool = False) -> dict[str, Tensor]:
-    """:func:`best_of_n` under every strategy, in one pass over :func:`ranking`: name -> [G] int64."""
+    """:func:`best_of_n` under every strategy, in one pass over :func:`ranking`: name -> [G] int64.
+
+    >>> scores = ladderkern.prm.score_probs(torch.tensor([0.9, 0.2, 0.8, 0.7]), torch.tensor([0, 2, 4]))
+    >>> ladderkern.prm.best_of_n_by_strategy(scores, torch.tensor([2]), probabilities=True)["min"]
+    tensor([1])
+    """
     best = best_of_n(ranking(scores, probabilities=probabilities), group_sizes)
     return dict(zip(STRATEGIES, best.unbind(), strict=True))
 

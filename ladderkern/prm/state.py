@@ -20,6 +20,11 @@ class StepState:
 
     A state is never changed: :meth:`append`, :meth:`merge` and :meth:`select` return another one. Nothing is differentiable,
     nothing synchronises. Make one with :meth:`empty` or :meth:`of_steps`.
+
+    >>> state = ladderkern.prm.StepState.empty(2)
+    >>> state = state.append(torch.tensor([[0.0, 2.0], [0.0, -1.0]]))  # the next step of both responses
+    >>> state.margin[2]  # of the last step
+    tensor([ 2., -1.])
     """
 
     indices: Tensor  # count, argmin, argmax, first_error                                                    [4, R] int64

@@ -17,7 +17,15 @@ _BEST_FIRST = {"cuda": ("cuda", "triton", "reference"), "cpu": ("native", "refer
 
 
 class BackendUnavailable(RuntimeError):
-    """A backend was asked for by name and cannot serve the call; the message says why."""
+    """A backend was asked for by name and cannot serve the call; the message says why.
+
+    >>> try:
+    ...     with ladderkern.backend("cuda"):
+    ...         ladderkern.rms_norm(torch.ones(2, 4), torch.ones(4))
+    ... except ladderkern.BackendUnavailable as error:
+    ...     print(type(error).__name__)
+    BackendUnavailable
+    """
 
 
 def _checked(name: str) -> str:
@@ -62,6 +70,10 @@ class backend:  # noqa: N801 - used like torch.no_grad
 
     Raises:
         ValueError: for another name.
+
+    >>> with ladderkern.backend("reference"):
+    ...     ladderkern.rms_norm(torch.full((1, 4), 2.0), torch.ones(4), eps=0.0)
+    tensor([[1., 1., 1., 1.]])
     """
 
     def __init__(self, name: str) -> None:
@@ -138,6 +150,10 @@ def explain(op: Any, *tensors: Tensor) -> str:
 
     Raises:
         ValueError: ``op`` names no op of this package.
+
+    >>> with ladderkern.backend("reference"):
+    ...     print("reference" in ladderkern.explain("rms_norm", torch.ones(2, 4)))
+    True
     """
     name = op if isinstance(op, str) else op._schema.name.split("::")[-1]
     if name not in OPS:

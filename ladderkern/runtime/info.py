@@ -24,6 +24,9 @@ def info() -> dict[str, str]:
     """Versions, the CPU tier in use, and the status of each backend and communication library, as name -> text.
 
     ``python -m ladderkern info`` prints it.
+
+    >>> ladderkern.info()["ladderkern"] == ladderkern.__version__
+    True
     """
     from .. import __version__
 
