@@ -14,7 +14,11 @@ KIB, MIB = 2**10, 2**20
 
 
 class AlphaBeta(NamedTuple):
-    """The seconds of an all-reduce of S bytes, alpha + S / bandwidth. The bandwidth counts each byte of the tensor once."""
+    """The seconds of an all-reduce of S bytes, alpha + S / bandwidth. The bandwidth counts each byte of the tensor once.
+
+    >>> ladderkern.ladder.AlphaBeta(alpha=1e-5, bandwidth=1e11).seconds(1e6)
+    2e-05
+    """
 
     alpha: float  # seconds
     bandwidth: float  # bytes a second

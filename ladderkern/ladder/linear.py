@@ -23,6 +23,9 @@ def column_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
         bias: [out_features].
 
     Source: the order in time is Megatron-LM's (Narayanan et al. 2021, arXiv 2104.04473), within one layer.
+
+    >>> ladderkern.ladder.column_linear(torch.ones(1, 3), torch.ones(2, 3))
+    tensor([[3., 3.]])
     """
     if torch.compiler.is_compiling() or x.grad_fn is None or not (torch.is_grad_enabled() and weight.requires_grad):
         return F.linear(x, weight, bias)

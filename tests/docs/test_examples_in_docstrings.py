@@ -18,6 +18,8 @@ NAMES = {
     for name in module.__all__
     if callable(value := getattr(module, name)) and not isinstance(value, types.ModuleType)
 }
+# Of the ladder's names those that need neither ranks nor a model.
+NAMES |= {name: getattr(ladderkern.ladder, name) for name in ("AlphaBeta", "column_linear")}
 
 
 @pytest.mark.parametrize("name", sorted(NAMES.keys() - ELSEWHERE))
