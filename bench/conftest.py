@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
-import datetime
-import importlib.metadata
 import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +13,6 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))  # `import harness`: bench/ is no package
 
 import harness
-import torch
 
 import ladderkern
 
@@ -35,9 +30,6 @@ QUICK_TESTS = {
 GATES = {feature: tuple(f"tests/{feature}/test_{name}.py" for name in names) for feature, names in QUICK_TESTS.items()}
 PEER_PACKAGES = ("pytorch_optimizer", "pytest-benchmark")
 
-# glibc's mallopt: without these every large tensor is fresh pages, and page faults drown what is measured.
-MALLOC = {"M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_TOP_PAD": (-2, 64 << 20)}
-
 _rows = pytest.StashKey[list]()
 _malloc = pytest.StashKey[str]()
 
@@ -52,52 +44,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.option.benchmark_quiet = True  # pytest-benchmark's own table holds bare times
     config.stash[_rows] = []
-    config.stash[_malloc] = _set_malloc()
-
-
-def _set_malloc() -> str:
-    if platform.libc_ver()[0] != "glibc":
-        return "allocator as it is: mallopt needs glibc"
-    mallopt = ctypes.CDLL(None).mallopt
-    done = {name: mallopt(*setting) == 1 for name, setting in MALLOC.items()}
-    return "mallopt for all peers: " + ", ".join(
-        f"{name}={MALLOC[name][1]}{'' if accepted else ' REFUSED'}" for name, accepted in done.items()
-    )
+    config.stash[_malloc] = harness.keep_freed_memory()
 
 
 def machine() -> dict[str, Any]:
-    """Where the numbers come from: processor, threads, tier, and the versions of all that runs."""
-    versions = {f"{name} version": _version(name) for name in PEER_PACKAGES}
-    info = ladderkern.info()
-    return {
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
-        "cpu": _cpu_model(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "native": info["native"],
-        "backend": info["backend"],
-        "ladderkern version": info["ladderkern"],
-        "torch version": torch.__version__,
-        **versions,
-        "python version": platform.python_version(),
-        "sizes": "quick" if QUICK else "full",
-    }
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def _cpu_model() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    if "model name" not in fields:
-        return platform.processor() or platform.machine()
-    return f"{fields['model name']} (family {fields.get('cpu family')}, model {fields.get('model')})"
+    """Where the numbers come from, with the versions of the peers and the sizes."""
+    return {**harness.machine(PEER_PACKAGES), "sizes": "quick" if QUICK else "full"}
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:

@@ -1,6 +1,6 @@
-"""What tests, benchmarks and users share: the budget rule, awkward inputs, guard bands, poisoned memory, memory traffic."""
+"""What tests, benchmarks and users share: the budget rule, awkward inputs, guard bands, poisoned memory, traffic, timing."""
 
-from . import work
+from . import timing, work
 from .bits import fingerprint_of
 from .inputs import EMPTY_SHAPES, LAYOUTS, Guarded, floats, guarded, laid_out
 from .oracle import assert_within_budget, budget
@@ -20,5 +20,6 @@ __all__ = [
     "guarded",
     "laid_out",
     "poisoned_allocations",
+    "timing",
     "work",
 ]
