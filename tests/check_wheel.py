@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# What could differ between releases of Python and torch: registration, opcheck, autograd, and the published numbers. A minute.
+# What could differ between releases of Python and torch: registration, opcheck, autograd, and the published numbers.
 QUICK = tuple(
     str(path.relative_to(ROOT)) for name in ("ops", "published") for path in sorted(ROOT.glob(f"tests/*/test_{name}.py"))
 )
