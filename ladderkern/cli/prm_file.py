@@ -11,30 +11,35 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .failed import Failed
+
 FORMAT = """\
 FILE is JSON lines, one response a line, or a .npz archive.
 
-fields of a line:
-  probs     list of numbers in [0, 1]: the probability of each step being right; or instead of it
-  logits    list of numbers (scalar head), or of lists of one number a class
-  label     index of the first wrong step, -1 if all are right (for ProcessBench)
-  subset    text: label scores are given for each (for ProcessBench)
-  group     text or number: responses to one problem have the same one (for Best-of-N)
-  correct   true or false: whether the final answer is right (for Best-of-N)
-  answer    text or number: the final answer (for majority voting)
-Every field but the scores may be left out, in all lines. Other fields are ignored.
+Fields of a line:
+  probs     numbers in [0, 1]: each step's probability of being right; or
+  logits    numbers (scalar head), or lists of one number a class
+  label     index of the first wrong step, -1 if all are right   ProcessBench
+  subset    text: label scores are given for each                ProcessBench
+  group     text or number, the same for responses to a problem  Best-of-N
+  correct   true or false: whether the final answer is right     Best-of-N
+  answer    text or number: the final answer                     majorities
+Every field but the scores may be left out, in all lines. Others are ignored.
 
-  {"probs": [0.98, 0.95, 0.12], "label": 2, "group": "algebra-7", "correct": false, "answer": "42"}
+{"probs": [0.9, 0.1], "label": 1, "group": 7, "correct": false, "answer": 42}
 
-arrays of an archive:
-  prob [S], or logits [S] or [S, C]; offsets [R+1]: response r owns steps offsets[r] .. offsets[r+1] - 1;
-  label [R]; group_sizes [G], the responses of a group being neighbours; correct [R].
-  Without `correct` the first response of each group is taken as the right one (RewardMATH).
-  Without scores: steps [N], label [N], final_answer_correct [N] give baselines of ProcessBench.
+Arrays of an archive:
+  prob [S], or logits [S] or [S, C]
+  offsets [R+1]      response r owns steps offsets[r] .. offsets[r+1] - 1
+  label [R]          as above
+  group_sizes [G]    the responses of a group are neighbours
+  correct [R]        without it the first of a group is right (RewardMATH)
+Without scores: steps [N], label [N] and final_answer_correct [N] give
+baselines of ProcessBench.
 """
 
 
-class FileError(Exception):
+class FileError(Failed):
     """The file is not as :data:`FORMAT` says; the message names it, the line and the field."""
 
 

@@ -1,66 +1,57 @@
-"""What the PRM report prints: how much there is, Best-of-N, and ProcessBench."""
+"""The PRM report's numbers as text."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import Any
 
-from ..prm import (
-    STRATEGIES,
-    ProcessBench,
-    StepScores,
-    best_of_n_table,
-    first_error_sweep,
-    min_is_last_share,
-    process_bench,
-    process_bench_subsets,
-    weighted_majority,
-)
 from ..runtime.text import text_table
-from .prm_file import Responses
-
-SWEEP = [k / 20 for k in range(1, 20)]
+from .prm_results import MAJORITIES
 
 
-def overview(name: str, responses: Responses, scores: StepScores, threshold: float) -> str:
-    """How much there is, and where the least score falls."""
-    count = scores.count
-    some = int((count > 0).sum())
-    lines = [f"{name}: {len(count):,} responses, {int(count.sum()):,} steps ({count.min()} to {count.max()} a response)"]
-    lines += [f"  {note}" for note in responses.notes]
-    if some:
-        last = int(scores.min_is_last.sum())
-        share = 100 * min_is_last_share(scores).item()
-        right = int((scores.first_error == -1).sum())
+def to_text(result: dict[str, Any]) -> str:
+    """All parts that the report has, one below the other."""
+    if "baselines" in result:
+        return f"{result['file']}: labels alone.\n\n{_baselines(result['baselines'])}"
+    parts = [_overview(result)]
+    if "best_of_n" in result:
+        parts.append(_best_of_n(result["best_of_n"]))
+    if "process_bench" in result:
+        parts.append(_process_bench(result["process_bench"], result["threshold"]))
+    if "plot" in result:
+        parts.append(f"Written: {result['plot']}")
+    return "\n\n".join(parts)
+
+
+def _overview(result: dict[str, Any]) -> str:
+    least, most = result["steps_of_a_response"]
+    lines = [
+        f"{result['file']}: {result['responses']:,} responses, {result['steps']:,} steps ({least} to {most} a response)",
+        *(f"  {note}" for note in result["notes"]),
+    ]
+    if "least_score_is_last" in result:
+        last, right = result["least_score_is_last"], result["no_wrong_step"]
         lines += [
-            f"Least score at the last step: {share:.2f} % ({last:,} of {some:,} responses).",
-            f"No wrong step at threshold {threshold:g}: {100 * right / len(count):.2f} % ({right:,} of {len(count):,}).",
+            f"Least score at the last step: {last['percent']:.2f} % ({last['responses']:,} of {last['of']:,} responses).",
+            f"No wrong step at threshold {result['threshold']:g}: {right['percent']:.2f} % "
+            f"({right['responses']:,} of {right['of']:,}).",
         ]
     return "\n".join(lines)
 
 
-def best_of_n_part(responses: Responses, scores: StepScores) -> str:
-    """The Best-of-N table of all strategies."""
-    sizes, correct = responses.group_sizes, responses.correct
-    assert sizes is not None
-    assert correct is not None
-    G = len(sizes)
-    table = best_of_n_table(scores, sizes, correct, probabilities=responses.probabilities)
+def _best_of_n(part: dict[str, Any]) -> str:
+    G, (least, most) = part["groups"], part["responses_of_a_group"]
+
+    def cell(hits: int | None) -> str:
+        return "" if hits is None else f"{100 * hits / G:.2f} % ({hits})"
+
+    titles = dict(zip(MAJORITIES, ("majority", "weighted majority (product)"), strict=True))
     rows = [
-        (name.replace("_", " "), *(f"{100 * hits / G:.2f} % ({hits})" for hits in row))
-        for name, *row in zip(STRATEGIES, *(hits.tolist() for hits in table), strict=True)
+        (
+            titles.get(name, name.replace("_", " ")),
+            *(cell(hits.get(kind)) for kind in ("above_all_wrong", "ties_won", "ties_by_position")),
+        )
+        for name, hits in part["groups_won"].items()
     ]
-    if responses.answers is not None:
-        ends = sizes.cumsum(0)
-        product = scores.product.masked_fill(scores.count == 0, 0.0)
-        for name, weights in (("majority", None), ("weighted majority (product)", product)):
-            chosen = weighted_majority(responses.answers, weights, sizes)
-            hits = int(correct[(ends - sizes + chosen)[chosen >= 0]].sum())
-            rows.append((name, "", "", f"{100 * hits / G:.2f} % ({hits})"))
-    group = torch.arange(G).repeat_interleave(sizes)
-    right = torch.zeros(G, dtype=torch.float64).index_add(0, group, correct.double())
-    chance = (right / sizes.clamp(min=1)).mean()
-    least, most = int(sizes.min()), int(sizes.max())
     n = str(most) if least == most else f"{least} to {most}"
     return "\n".join(
         (
@@ -68,61 +59,44 @@ def best_of_n_part(responses: Responses, scores: StepScores) -> str:
             "",
             text_table(("strategy", "above all wrong ones", "ties counted as won", "ties by position"), rows),
             "",
-            f"A right response is in {100 * (right > 0).double().mean():.2f} % of the groups; a random one is right in "
-            f"{100 * chance:.2f} %.",
+            f"A right response is in {part['percent_with_a_right_response']:.2f} % of the groups; a random one is right in "
+            f"{part['percent_of_chance']:.2f} %.",
         )
     )
 
 
-def process_bench_part(responses: Responses, scores: StepScores, threshold: float, strict: bool) -> str:
-    """ProcessBench's scores, of each subset, and at the best threshold."""
-    label = responses.label
-    assert label is not None
-    names = responses.subset_names or ["all"]
-    subset = torch.zeros_like(label) if responses.subset is None else responses.subset
-    result = process_bench_subsets(scores.first_error, label, subset, len(names))
-    rows = _bench_rows(names, result.subsets, torch.bincount(subset, minlength=len(names)))
-    if len(names) > 1:
-        rows.append(("plain mean", "", "", f"{result.mean_f1:.2f}", str(len(label))))
-    swept = first_error_sweep(scores, responses.offsets, SWEEP, strict=strict, probabilities=responses.probabilities)
-    f1 = process_bench_subsets(swept, label, subset, len(names)).mean_f1
-    best = int(f1.argmax())
+def _process_bench(part: dict[str, Any], threshold: float) -> str:
+    rows, best = _bench_rows(part["subsets"]), part["best_threshold"]
+    if len(rows) > 1:
+        rows.append(("plain mean", "", "", f"{part['mean_f1']:.2f}", str(part["cases"])))
     return "\n".join(
         (
             f"ProcessBench at threshold {threshold:g}, in percent",
             "",
             text_table(("subset", "error", "correct", "F1", "cases"), rows),
             "",
-            f"Best of the thresholds 0.05, 0.10, ... 0.95, found on these labels: {SWEEP[best]:.2f}, F1 {f1[best]:.2f}.",
+            "Best of the thresholds 0.05, 0.10, ... 0.95, found on these labels: "
+            f"{best['threshold']:.2f}, F1 {best['mean_f1']:.2f}.",
         )
     )
 
 
-def baselines(arrays: dict[str, Tensor]) -> str:
-    """ProcessBench's scores of predictors that look at no step: what a PRM has to beat."""
-    steps, label, right = (arrays[name] for name in ("steps", "label", "final_answer_correct"))
-    predictors = {
-        "always right": torch.full_like(label, -1),
-        "always the first step": torch.zeros_like(label),
-        "always the last step": steps - 1,
-        "by the answer, else the middle step": torch.where(right, -1, steps // 2),
-        "by the answer, else the first step": torch.where(right, -1, 0),
-    }
-    results = [process_bench(predicted, label) for predicted in predictors.values()]
-    together = ProcessBench(*(torch.stack(fields) for fields in zip(*results, strict=True)))
-    rows = _bench_rows(list(predictors), together, torch.full((len(results),), len(label)))
-    errors = int((label != -1).sum())
+def _baselines(part: dict[str, Any]) -> str:
     return "\n".join(
         (
-            f"ProcessBench baselines, in percent: {len(label):,} solutions, {int(steps.sum()):,} steps, {errors} with an error",
+            f"ProcessBench baselines, in percent: {part['solutions']:,} solutions, {part['steps']:,} steps, "
+            f"{part['with_an_error']} with an error",
             "",
-            text_table(("predictor", "error", "correct", "F1", "cases"), rows),
+            text_table(("predictor", "error", "correct", "F1", "cases"), _bench_rows(part["predictors"])),
         )
     )
 
 
-def _bench_rows(names: list[str], result: ProcessBench, cases: Tensor) -> list[tuple[str, ...]]:
+def _bench_rows(named: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
+    def cell(value: float | None) -> str:
+        return "none" if value is None else f"{value:.2f}"
+
     return [
-        (name, *("none" if value != value else f"{value:.2f}" for value in values), str(number))
-        for name, *values, number in zip(names, *(field.tolist() for field in result), cases.tolist(), strict=True)
+        (name, *(cell(scores[key]) for key in ("error", "correct", "f1")), str(scores["cases"]))
+        for name, scores in named.items()
     ]

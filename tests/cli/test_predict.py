@@ -1,10 +1,13 @@
 """``python -m ladderkern predict``: a table, a sentence, a picture, and plain errors."""
 
 import importlib.util
+import json
 
 import pytest
 
+from ladderkern import ladder
 from ladderkern.cli import main
+from ladderkern.ladder.advice import break_even
 
 needs_matplotlib = pytest.mark.needs("matplotlib")
 
@@ -69,9 +72,6 @@ def test_one_rank_is_predicted_and_not_drawn(tmp_path, monkeypatch, capsys):
     [
         (("--model", "gpt-17"), "model must be a config"),
         (("--tp", "7"), "tp must divide the 64 heads of llama-3-70b, got 7\n"),
-        (("--link", "pcie", "--all-reduce", "1", "1"), "--link and --all-reduce must not both be given\n"),
-        (("--all-reduce", "1", "0"), "--all-reduce must be a time of at least 0 and a bandwidth above 0, got 1 and 0\n"),
-        (("--device", "0", "1"), "--device must be two numbers above 0, got 0 and 1\n"),
     ],
 )
 def test_errors_are_one_line(options, message, capsys):
@@ -79,6 +79,34 @@ def test_errors_are_one_line(options, message, capsys):
     captured = capsys.readouterr()
     assert captured.err.startswith(message)
     assert (captured.err.count("\n"), captured.out) == (1, "")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--link", "pcie", "--all-reduce", "1", "1"), "--link and --all-reduce must not both be given\n"),
+        (("--all-reduce", "1", "0"), "'--all-reduce': must be a time of at least 0 and a bandwidth above 0, got 1 and 0\n"),
+        (("--device", "0", "1"), "'--device': must be two numbers above 0, got 0 and 1\n"),
+    ],
+)
+def test_options_that_cannot_be_are_a_wrong_call(options, message, capsys):
+    assert main(["predict", "--no-plot", *options]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.endswith(message)
+    assert captured.out == ""
+
+
+def test_json_has_the_numbers_of_the_function_and_draws_nothing_unasked(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["predict", "--tp", "4", "--link", "pcie", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    prediction = ladder.predict(tp=4, link="pcie")
+    assert result["architectures"] == [row._asdict() for row in prediction.rows]
+    assert result["all_reduces_worth_it"] == break_even(prediction.run)._asdict()
+    assert (result["model"], result["tp"], result["worth"]) == ("llama-3-70b", 4, 1.05)
+    assert list(tmp_path.iterdir()) == []
+    assert main(["predict", "--tp", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["all_reduces_worth_it"] is None
 
 
 @needs_matplotlib

@@ -117,6 +117,26 @@ def test_the_best_threshold_is_found(report, tmp_path):
     assert cells(out, "all") == ["100.00", "0.00", "0.00", "2"]
 
 
+def test_json_has_the_numbers_of_the_text(report, tmp_path):
+    path = written(tmp_path, *LINES)
+    code, out, err = report(path, "--json", "--threshold", "0.25")
+    assert (code, err) == (0, "")
+    result = json.loads(out)
+    assert (result["responses"], result["steps"], result["steps_of_a_response"]) == (4, 8, [1, 3])
+    assert result["least_score_is_last"] == {"responses": 1, "of": 4, "percent": 25.0}
+    assert result["no_wrong_step"] == {"responses": 3, "of": 4, "percent": 75.0}
+    assert result["best_of_n"]["groups_won"]["majority"] == {"ties_by_position": 0}
+    assert result["best_of_n"]["groups_won"]["min"]["ties_by_position"] == 1
+    assert result["best_of_n"]["percent_with_a_right_response"] == 50.0
+    subset = result["process_bench"]["subsets"]["a"]
+    assert (subset["error"], subset["correct"], subset["cases"]) == (100.0, None, 1)
+    code, out, _ = report(DATA / "processbench_gsm8k.npz", "--json")
+    assert code == 0
+    assert json.loads(out)["baselines"]["predictors"]["always right"] == {
+        "error": 0.0, "correct": 100.0, "f1": 0.0, "cases": 400,
+    }  # fmt: skip
+
+
 def test_majorities(report, tmp_path):
     _, out, _ = report(written(tmp_path, *LINES))
     assert cells(out, "majority") == ["0.00 % (0)"]

@@ -104,7 +104,7 @@ before = set(sys.modules)
 import ladderkern
 ladderkern.info(), ladderkern.explain("spam_step_"), ladderkern.spam.mask((16, 16), 0.5)
 new = {name.split(".")[0] for name in set(sys.modules) - before}
-print(sorted(new & {"triton", "transformers", "matplotlib", "tqdm", "pytest"}))
+print(sorted(new & {"triton", "transformers", "matplotlib", "tqdm", "pytest", "click"}))
 """
     done = python("-c", command)  # an optimizer's construction imports Triton: torch.optim does, for torch.compile
     assert done.returncode == 0, done.stderr
