@@ -9,6 +9,8 @@ LADDERKERN_BUILD_CUDA    auto (default) builds the CUDA library too where nvcc i
 LADDERKERN_CUDA_ARCHS    its GPU architectures in CMake's notation, 80-real;90-real;100 if not given.
 LADDERKERN_BUILD_TESTS   1 also builds the pybind11 modules of tests/native and tests/emulation into build/tests. Never part
                          of a wheel. LADDERKERN_BUILD_SANITIZED=1 builds the latter with sanitizers as well.
+LADDERKERN_SANITIZE      1 builds the native library with AddressSanitizer and UBSan, in build/sanitized; for build --build-lib
+                         alone (make sanitize), since it works in processes that load the sanitizers' runtime first.
 """
 
 import functools
@@ -24,7 +26,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 FOLDER = Path("ladderkern", "lib")
 NATIVE, CUDA = FOLDER / "libladderkern_native.so", FOLDER / "libladderkern_cuda.so"
-CMAKE_BUILD = ROOT / "build" / "cmake"
 OLDEST_TORCH = (2, 11)
 
 try:
@@ -42,6 +43,10 @@ def switch(name: str, default: str, *others: str) -> str:
     if value not in ("0", "1", *others):
         raise SystemExit(f"ladderkern: {name} must be {', '.join(['0', *others])} or 1, got {value!r}")
     return value
+
+
+SANITIZE = switch("LADDERKERN_SANITIZE", "0") == "1"
+CMAKE_BUILD = ROOT / "build" / ("sanitized/cmake" if SANITIZE else "cmake")
 
 
 def build_native() -> bool:
@@ -104,6 +109,7 @@ def run_cmake() -> list[Path]:
         f"-DCMAKE_MAKE_PROGRAM={ninja}",
         f"-DTORCH_ROOT={torch_root}",
         f"-DLADDERKERN_BUILD_CUDA={'ON' if nvcc else 'OFF'}",
+        f"-DLADDERKERN_SANITIZE={'ON' if SANITIZE else 'OFF'}",
         f"-DLADDERKERN_BUILD_SANITIZED={'ON' if switch('LADDERKERN_BUILD_SANITIZED', '0') == '1' else 'OFF'}",
     ]
     if nvcc:

@@ -2,9 +2,9 @@
 // Included within a tier: what it defines is compiled once per LK_ISA.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 
 #include "../math/prm.h"
 #include "prm.h"
@@ -137,7 +137,7 @@ template <class W> struct Finished {
         }
         const auto put = [&](auto* out, const auto* rows, int count_of_rows) {
             for (int row = 0; row < count_of_rows; ++row)
-                memcpy(out + row * call.responses + next - n, rows + row * kMost, size_t(n) * sizeof *out);
+                std::copy_n(rows + row * kMost, n, out + row * call.responses + next - n);
         };
         put(reinterpret_cast<W*>(call.aggregates), aggregates[0], kAggregates);
         put(call.indices, indices[0], kIndices);

@@ -62,3 +62,6 @@ class TokenDiscrepancyLoss(nn.Module):
 
     def extra_repr(self) -> str:
         return f"image_start={self.image_start}, reduction={self.reduction!r}, shift={self.shift}"
+
+
+torch.serialization.add_safe_globals([TokenDiscrepancyLoss])  # what torch.load(weights_only=True) may make

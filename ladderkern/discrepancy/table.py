@@ -113,3 +113,6 @@ class DistanceTable(nn.Module):
         device = fn(self.data[:0]).device
         self.data = torch.empty_like(self.data, device=device) if self.data.is_meta else self.data.to(device)
         return self
+
+
+torch.serialization.add_safe_globals([DistanceTable])  # what torch.load(weights_only=True) may make

@@ -47,6 +47,9 @@ class StepScores(NamedTuple):
     last_margin: Tensor
 
 
+torch.serialization.add_safe_globals([StepScores])  # what torch.load(weights_only=True) may make
+
+
 def score_steps(
     logits: Tensor,
     offsets: Tensor,

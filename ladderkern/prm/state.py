@@ -19,7 +19,7 @@ class StepState:
     """What R responses are known by without their steps: enough for every aggregate, and to go on.
 
     A state is never changed: :meth:`append`, :meth:`merge` and :meth:`select` return another one. Nothing is differentiable,
-    nothing synchronises. Make one with :meth:`empty` or :meth:`of_steps`.
+    nothing synchronises. Make one with :meth:`empty` or :meth:`of_steps`. ``torch.save`` and ``torch.load`` keep it.
 
     >>> state = ladderkern.prm.StepState.empty(2)
     >>> state = state.append(torch.tensor([[0.0, 2.0], [0.0, -1.0]]))  # the next step of both responses
@@ -174,6 +174,9 @@ class StepState:
             margin=combine(self.margin, other.margin),
             sums=combine(self.sums, other.sums),
         )
+
+
+torch.serialization.add_safe_globals([StepState])  # what torch.load(weights_only=True) may make
 
 
 def _same(options: dict[str, Any], others: dict[str, Any]) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -31,13 +30,6 @@ def load_module():
     if path is None:
         pytest.skip(f"{name} is not built (LADDERKERN_BUILD_TESTS=1)", allow_module_level=True)
     return import_file(name, path)
-
-
-def sanitizer_environment() -> dict[str, str]:
-    """What a Python process needs that loads the sanitized module: its runtime first, and beside it the one that throws."""
-    names = ("libasan.so", "libstdc++.so")
-    found = [subprocess.check_output(["c++", f"-print-file-name={name}"], text=True).strip() for name in names]
-    return os.environ | {"LD_PRELOAD": " ".join(found), "ASAN_OPTIONS": "detect_leaks=0", "LADDERKERN_EMULATION": "sanitized"}
 
 
 def import_file(name: str, path: Path):

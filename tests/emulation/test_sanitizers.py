@@ -6,6 +6,7 @@ import sys
 
 import emulated
 import pytest
+from sanitizers import sanitizer_environment
 
 N = 64
 
@@ -25,7 +26,7 @@ memory = [np.zeros({N}, np.float32).view(np.uint8) for _ in range(2)]
 module.one_block({kernel!r}, {N}, *memory, {place})
 print("done")
 """
-    environment = emulated.sanitizer_environment()
+    environment = sanitizer_environment(LADDERKERN_EMULATION="sanitized")
     done = subprocess.run([sys.executable, "-c", command], env=environment, capture_output=True, text=True)
     return done.returncode, done.stdout, done.stderr
 
