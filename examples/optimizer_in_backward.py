@@ -70,7 +70,7 @@ def main():
         if step % 5 == 4:
             print("step {}: loss {:.4f}, in backward {:.4f}".format(step, *losses))
     peaks = [peak_bytes(lambda: train_step(ordinary, STEPS, optimizer)), peak_bytes(lambda: train_step(in_backward, STEPS))]
-    print("gradients: {} bytes".format(sum(p.numel() * p.element_size() for p in ordinary.parameters())))
+    print(f"gradients: {sum(p.numel() * p.element_size() for p in ordinary.parameters())} bytes")
     print("peak above weights and moments: ordinary step {} bytes, in backward {} bytes".format(*peaks))
     pairs = zip(ordinary.parameters(), in_backward.parameters(), strict=True)
     print(f"largest difference of weights {max((p - q).abs().max().item() for p, q in pairs)}")

@@ -26,7 +26,7 @@ class ProcessRewardModel(nn.Module):
             num_key_value_heads=2, bos_token_id=None, eos_token_id=None, pad_token_id=PAD,
         ))  # fmt: skip
         self.score = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 2))
-        nn.init.normal_(self.score[2].weight)
+        nn.init.normal_(self.score[2].weight, std=0.3)
 
     def forward(self, input_ids, attention_mask=None):
         return (self.score(self.model(input_ids, attention_mask).last_hidden_state),)
@@ -82,10 +82,8 @@ def main():
         steps = from_vllm_steps(list(vllm_would_return(model, rows, "STEP")))
         tokens = from_vllm_tokens(list(vllm_would_return(model, rows, "ALL")))
     for r in range(len(rows)):
-        first = scores.first_error[r].item()
-        print(
-            f"response {r}: {scores.count[r]} steps, min {scores.min[r]:.4f}, product {scores.product[r]:.4f}, first error {first}"
-        )
+        print(f"response {r}: {scores.count[r]} steps, min {scores.min[r]:.4f}, product {scores.product[r]:.4f}, "
+              f"first error {scores.first_error[r]}")  # fmt: skip
     for name, other in (("STEP pooling", steps), ("ALL pooling", tokens)):
         difference = max((getattr(scores, key) - getattr(other, key)).abs().max().item() for key in ("prob", "product"))
         print(f"vLLM's {name}: largest difference {difference:.1e}")

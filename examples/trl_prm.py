@@ -25,7 +25,7 @@ from transformers import (
 
 from ladderkern import prm
 
-STEPS, NUMBERS = 60, 8
+STEPS, NUMBERS = 100, 8
 
 
 def trl_rows(count, seed):
@@ -82,7 +82,7 @@ def main():
     print("before:", process_bench(model, collate, held_out))
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
-            folder, max_steps=STEPS, per_device_train_batch_size=32, learning_rate=3e-3, logging_steps=15, save_strategy="no",
+            folder, max_steps=STEPS, per_device_train_batch_size=32, learning_rate=3e-3, logging_steps=25, save_strategy="no",
             remove_unused_columns=False, report_to="none", disable_tqdm=True, use_cpu=True,
         )  # fmt: skip
         trainer = PRMTrainer(model, arguments, train_dataset=train, data_collator=collate)
