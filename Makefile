@@ -37,7 +37,7 @@ export LADDERKERN_BUILD_CUDA ?= 0
 
 CXX_FILES := $(wildcard $(foreach end,h cpp cu cuh,csrc/*/*.$(end) tests/*/*.$(end)))
 
-.PHONY: help demo test docs emulate fault-drill aot traffic cuda-load-check triton-check gpu-test gpu-bench lint bench bench-two-hosts wheel wheel-check clean
+.PHONY: help demo test docs emulate fault-drill aot traffic cuda-load-check triton-check gpu-test gpu-bench lint bench bench-compare bench-plot bench-two-hosts wheel wheel-check clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -115,6 +115,10 @@ docs: $(STAMPS)/docs  ## build the documentation, warnings being errors: build/d
 
 bench: $(STAMPS)/bench  ## run the benchmarks
 	$(PY) -m pytest bench $(PYTEST_ARGS)
+
+bench-compare: $(STAMPS)/bench  ## is HEAD= (default HEAD) slower than BASE=<revision>? builds both, interleaves; BENCH="spam-small prm" limits
+	$(if $(BASE),,$(error BASE is missing: make bench-compare BASE=<revision> [HEAD=<revision>] [BENCH="case ..."]))
+	$(PY) bench/compare.py $(BASE) $(HEAD) $(if $(BENCH),--bench $(BENCH)) $(COMPARE_ARGS)
 
 bench-two-hosts: $(STAMPS)/bench  ## time ladders between two network namespaces, over links of three rates; needs root
 	$(PY) bench/two_hosts.py
