@@ -120,6 +120,10 @@ bench-compare: $(STAMPS)/bench  ## is HEAD= (default HEAD) slower than BASE=<rev
 	$(if $(BASE),,$(error BASE is missing: make bench-compare BASE=<revision> [HEAD=<revision>] [BENCH="case ..."]))
 	$(PY) bench/compare.py $(BASE) $(HEAD) $(if $(BENCH),--bench $(BENCH)) $(COMPARE_ARGS)
 
+# Of the demo's environment, which has Matplotlib.
+bench-plot: $(STAMPS)/demo  ## draw bench/results/*.csv: docs/images/speed.svg and speed.png
+	$(PY) bench/plot.py
+
 bench-two-hosts: $(STAMPS)/bench  ## time ladders between two network namespaces, over links of three rates; needs root
 	$(PY) bench/two_hosts.py
 

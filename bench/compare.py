@@ -114,9 +114,9 @@ def built(repository: Path, sha: str) -> Path:
 class Worker:
     """A process of one revision, which waits between two cases."""
 
-    def __init__(self, tree: Path) -> None:
+    def __init__(self, tree: Path, rounds: int) -> None:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tree), str(WORKER.parent)])}
-        command = [sys.executable, "-W", "ignore", str(WORKER), str(tree)]
+        command = [sys.executable, "-W", "ignore", str(WORKER), str(tree), str(rounds)]
         self.process = subprocess.Popen(
             command, cwd=tree, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -141,12 +141,12 @@ class Worker:
 
 
 @contextmanager
-def workers(trees: dict[str, Path]) -> Iterator[dict[str, Worker]]:
+def workers(trees: dict[str, Path], rounds: int) -> Iterator[dict[str, Worker]]:
     """A fresh process for each role."""
     with ExitStack() as stack:
         started = {}
         for role, tree in trees.items():  # one by one: the next starts when this one waits
-            started[role] = Worker(tree)
+            started[role] = Worker(tree, rounds)
             stack.callback(started[role].close)
         yield started
 
@@ -159,12 +159,14 @@ def chosen(known: Sequence[str], wanted: Sequence[str]) -> list[str]:
     return list(wanted or known)
 
 
-def compare(trees: dict[str, Path], wanted: Sequence[str], launches: int, visits: int) -> Iterator[tuple[str, Any]]:
+def compare(
+    trees: dict[str, Path], wanted: Sequence[str], launches: int, visits: int, rounds: int
+) -> Iterator[tuple[str, Any]]:
     """(case, what each visit found), or (case, why it cannot be compared). Each launch lies elsewhere in memory."""
     found: dict[str, list[dict[str, float]]] = {}
     errors: dict[str, str] = {}
     for launch in range(launches):
-        with workers(trees) as running:
+        with workers(trees, rounds) as running:
             names = chosen(running[HEAD].about["cases"], wanted)
             if launch == 0:
                 for role in (BASE, HEAD):
@@ -204,6 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--bench", nargs="*", default=[], metavar="CASE", help="these cases alone")
     parser.add_argument("--launches", type=int, default=4, help="how often the processes are started anew (default 4)")
     parser.add_argument("--visits", type=int, default=6, help="turns of each process and case in a launch (default 6)")
+    parser.add_argument("--rounds", type=int, default=10, help="samples of ours and of the yardstick in a turn (default 10)")
     parser.add_argument("--tolerance", type=float, default=0.03, help="a difference that is none (default 0.03)")
     parser.add_argument("--repository", type=Path, default=ROOT, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -213,7 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         shas = [resolved(options.repository, revision) for revision in (options.base, options.head)]  # before either moves
         base, head = (built(options.repository, sha) for sha in shas)
         trees = {BASE: base, HEAD: head, AGAIN: base}
-        found = list(compare(trees, options.bench, options.launches, options.visits))
+        found = list(compare(trees, options.bench, options.launches, options.visits, options.rounds))
     except Failed as error:
         print(f"bench-compare: {error}", file=sys.stderr)
         return 2

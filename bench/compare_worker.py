@@ -64,7 +64,7 @@ def borrowed(name: str) -> ModuleType:
 
 def main() -> None:
     """Serve until the input ends."""
-    root = Path(sys.argv[1])
+    root, rounds = Path(sys.argv[1]), int(sys.argv[2])
     answers = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):  # the answers alone go to stdout
         ladderkern = importlib.import_module("ladderkern")
@@ -77,13 +77,13 @@ def main() -> None:
         known = cases()
         print(json.dumps({"cases": list(known), "native": ladderkern.info()["native"]}), file=answers, flush=True)
         for line in sys.stdin:
-            print(json.dumps(_answer(timing, known[line.strip()])), file=answers, flush=True)
+            print(json.dumps(_answer(timing, known[line.strip()], rounds)), file=answers, flush=True)
 
 
-def _answer(timing: ModuleType, case: Case) -> dict[str, Any]:
+def _answer(timing: ModuleType, case: Case, rounds: int) -> dict[str, Any]:
     try:
         builders = {"ours": case.ours(), "yardstick": case.yardstick()}
-        measured = timing.measure(builders, timing.Plan(rebuilds=1, rounds=10, steps=case.steps, untimed=1))
+        measured = timing.measure(builders, timing.Plan(rebuilds=1, rounds=rounds, steps=case.steps, untimed=1))
         return {"ratio": measured.ratio("ours", "yardstick").median}
     except Exception as error:  # an older revision may lack what a case calls; the other cases go on
         return {"error": f"{type(error).__name__}: {error}"}
