@@ -20,6 +20,9 @@ from typing import Any
 HOSTS = 2
 ADDRESSES = tuple(f"10.77.0.{rank + 1}" for rank in range(HOSTS))
 INTERFACES = tuple(f"link{rank}" for rank in range(HOSTS))
+# Bytes that TCP hands over at once, for the link to cut into packets, as to a network card. A shaper whose burst holds fewer
+# cuts them by software, and the receiver then wakes for each packet: that takes half of the core that should compute.
+SEGMENT = 16384
 PR_SET_PDEATHSIG = 1
 TOOLS = {"ip": "iproute2", "tc": "iproute2", "unshare": "util-linux", "nsenter": "util-linux"}
 
@@ -70,7 +73,7 @@ class TwoHosts:
     def shape(self, rate: str) -> None:
         """Let each host send at most at ``rate``, as tc writes it."""
         for rank in range(HOSTS):
-            tbf = ["tbf", "rate", rate, "burst", "64kb", "latency", "200ms"]
+            tbf = ["tbf", "rate", rate, "burst", str(2 * SEGMENT), "latency", "200ms"]
             self._inside(rank, "tc", "qdisc", "replace", "dev", INTERFACES[rank], "root", *tbf)
 
     def ask(self, task: dict[str, Any]) -> Any:
@@ -104,6 +107,7 @@ class TwoHosts:
         peer = ["peer", "name", INTERFACES[1], "netns", str(self.ranks[1].pid)]
         self._inside(0, "ip", "link", "add", INTERFACES[0], "type", "veth", *peer)
         for rank in range(HOSTS):
+            self._inside(rank, "ip", "link", "set", INTERFACES[rank], "gso_max_size", str(SEGMENT))
             self._inside(rank, "ip", "address", "add", f"{ADDRESSES[rank]}/24", "dev", INTERFACES[rank])
             for interface in ("lo", INTERFACES[rank]):
                 self._inside(rank, "ip", "link", "set", interface, "up")

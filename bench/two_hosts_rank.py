@@ -19,7 +19,7 @@ from ladder_overlap import Sleep
 from torch import Tensor, nn
 from two_hosts_link import ADDRESSES, HOSTS, die_with
 
-from ladderkern.ladder import DelayedCommunicator, LadderStack, ProcessGroupCommunicator, column_linear
+from ladderkern.ladder import DelayedCommunicator, LadderStack, ProcessGroupCommunicator, column_linear, timeline
 
 PORT = 29517
 WAYS = ("standard", "ladder", "hybrid", "parallel", "none")  # none: no communication
@@ -36,11 +36,12 @@ class Workload(NamedTuple):
     sleep: float  # seconds a branch sleeps each way, where it sleeps
 
 
-# Modules of 10 ms or more: a sum of gloo's costs about half a millisecond of the core that computes.
+# Modules of 10 ms or more: a sum of gloo's costs about a millisecond of the core that computes. Hidden sizes are large, since
+# compute grows with their square, and what a sum costs only with them.
 WORKLOADS = {
     "decode": Workload(layers=6, hidden=3072, tokens=4, context=256, training=False, sleep=0.01),
-    "prefill": Workload(layers=5, hidden=2048, tokens=48, context=0, training=False, sleep=0.015),
-    "training": Workload(layers=5, hidden=1280, tokens=96, context=0, training=True, sleep=0.012),
+    "prefill": Workload(layers=6, hidden=2048, tokens=48, context=0, training=False, sleep=0.015),
+    "training": Workload(layers=6, hidden=2048, tokens=48, context=0, training=True, sleep=0.015),
 }
 
 
@@ -142,29 +143,44 @@ def step(stack: LadderStack, x: Tensor, training: bool) -> Callable[[], Any]:
     return train
 
 
-def seconds_of(function: Callable[[], Any]) -> float:
-    """Of the rank that takes longer; both begin together."""
+def seconds_of(function: Callable[[], Any]) -> tuple[float, float]:
+    """Of the rank that takes longer, and of its core with all threads of the rank; both ranks begin together."""
     dist.barrier()
-    start = time.perf_counter()
+    start, busy = time.perf_counter(), time.process_time()
     function()
-    elapsed = torch.tensor(time.perf_counter() - start, dtype=torch.float64)
+    elapsed = torch.tensor([time.perf_counter() - start, time.process_time() - busy], dtype=torch.float64)
     dist.all_reduce(elapsed, dist.ReduceOp.MAX)
-    return elapsed.item()
+    seconds, core = elapsed.tolist()
+    return seconds, core
 
 
-def measure(workload: Workload, compute: str, latency: float, rounds: int) -> dict[str, list[float]]:
-    """Seconds of a step in each way, round by round, in an order that rotates."""
+def measure(workload: Workload, compute: str, latency: float, rounds: int) -> dict[str, dict[str, list[float]]]:
+    """Seconds of a step in each way and those of the core, round by round, in an order that rotates."""
     x = torch.randn(workload.tokens, workload.hidden, generator=torch.Generator().manual_seed(0)).requires_grad_()
     steps = {way: step(stack, x, workload.training) for way, stack in stacks(workload, compute, latency).items()}
     times: dict[str, list[float]] = {way: [] for way in WAYS}
+    busy: dict[str, list[float]] = {way: [] for way in WAYS}
     for i in range(-1, rounds):
         turn = (i + 1) // 2 % len(WAYS)
         order = WAYS[turn:] + WAYS[:turn]
         for way in order if i % 2 else order[::-1]:
-            seconds = seconds_of(steps[way])
+            seconds, core = seconds_of(steps[way])
             if i >= 0:  # the first connects and allocates
                 times[way].append(seconds)
-    return times
+                busy[way].append(core)
+    return {"seconds": times, "core": busy}
+
+
+def draw(workload: Workload, compute: str, latency: float, plots: dict[str, str]) -> dict[str, float]:
+    """Pictures of a step's lanes, by rank 0; the hidden share of each way."""
+    x = torch.randn(workload.tokens, workload.hidden, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    wired, hidden = stacks(workload, compute, latency), {}
+    for way, path in plots.items():
+        seen = timeline(step(wired[way], x, workload.training), group=dist.group.WORLD)
+        hidden[way] = seen.hidden_share
+        if dist.get_rank() == 0:
+            seen.write_plot(path)
+    return hidden
 
 
 def put_communication_first() -> None:
@@ -187,9 +203,10 @@ def main() -> None:
             put_communication_first()
         torch.manual_seed(rank)
         workload = WORKLOADS[task["workload"]]._replace(**task["changes"])
-        times = measure(workload, task["compute"], task["latency"], task["rounds"])
+        setting = workload, task["compute"], task["latency"]
+        answer = draw(*setting, task["plots"]) if "plots" in task else measure(*setting, task["rounds"])
         if rank == 0:
-            print(json.dumps(times), flush=True)
+            print(json.dumps({**answer, "branches": 2 * workload.layers}), flush=True)
 
 
 if __name__ == "__main__":
