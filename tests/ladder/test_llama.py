@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import pickle
 import warnings
@@ -188,6 +189,11 @@ def count_calls(module):
     return calls
 
 
+def cache_name(model):
+    """What this transformers calls the argument for a cache; another name may be deprecated."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+
+
 @pytest.mark.parametrize("every", [1, 2])
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpointed_layers_are_computed_twice_and_give_the_same_gradients(every, reentrant):
@@ -196,8 +202,8 @@ def test_checkpointed_layers_are_computed_twice_and_give_the_same_gradients(ever
     model.activation_checkpointing_enable({"use_reentrant": reentrant}, every_n_layers=every)
     calls = [count_calls(module) for layer in model.model.layers for module in (layer.self_attn, layer.mlp)]
     for m in (expected, model):  # without a cache of ours, transformers would make none
-        cache = transformers.DynamicCache(config=m.config)
-        m(ids, attention_mask=mask, labels=labels, past_key_values=cache, use_cache=True).loss.backward()
+        cache = {cache_name(m): transformers.DynamicCache(config=m.config)}
+        m(ids, attention_mask=mask, labels=labels, use_cache=True, **cache).loss.backward()
     assert [len(each) for each in calls] == [2 if i // 2 % every == 0 else 1 for i in range(8)]
     for p, q in zip(model.parameters(), expected.parameters(), strict=True):
         assert torch.equal(p.grad, q.grad)
