@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,8 +14,10 @@ from .. import __version__
 from ..ladder.advice import WORTH
 from ..ladder.hardware import LINKS
 from ..ladder.shapes import MODELS
+from ..runtime.backend import BackendUnavailable
 from ..runtime.info import info
 from ..runtime.machine import cores
+from .bench_cases import CASES
 from .demo_parts import PARTS
 from .failed import Failed
 from .predict import given_device, given_link
@@ -30,7 +33,7 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except Failed as failed:
+        except (Failed, BackendUnavailable) as failed:
             click.echo(str(failed), err=True)
             ctx.exit(1)
 
@@ -68,6 +71,23 @@ def weights(context: Any, parameter: Any, text: str | None) -> tuple[float, ...]
 def print_json(result: Any) -> None:
     """A result on standard output, for programs."""
     click.echo(json.dumps(result, indent=2, allow_nan=False))
+
+
+def counted(title: str, things: Iterable[T]) -> Iterator[T]:
+    """The things, and on a terminal meanwhile a line that counts them, which is gone at the end."""
+    things = list(things)
+    for i, thing in enumerate(things):
+        if sys.stderr.isatty():
+            click.echo(f"\r\033[K{title}, {i + 1} of {len(things)}", nl=False, err=True)
+        yield thing
+    if sys.stderr.isatty():
+        click.echo("\r\033[K", nl=False, err=True)
+
+
+def listed(things: dict[str, Any]) -> str:
+    """Names, and the first line of what each one's docstring says."""
+    width = max(map(len, things))
+    return "\n".join(f"  {name:{width}}  {(thing.__doc__ or '').splitlines()[0]}" for name, thing in things.items())
 
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -122,6 +142,56 @@ def demo_command(quick: bool, part: str | None, seed: int, jobs: int, show: bool
     from .demo_report import Options
 
     run(PARTS if part is None else (part,), Options(quick, seed, output, jobs), show)
+
+
+@commands.command(
+    "bench",
+    short_help="Time the ops against what you would run instead.",
+    epilog=verbatim("Cases:\n" + listed(CASES))
+    + "\n\n"
+    + examples("bench --quick", "bench spam joint --plot ratios.png", "bench norm --dtype bfloat16 --csv norm.csv"),
+)
+@click.argument("cases", nargs=-1, type=click.Choice(tuple(CASES)), metavar="[CASE]...")
+@click.option("--quick", is_flag=True, help="Small sizes, few rounds, no torch.compile: seconds, and rough ratios.")
+@click.option("--device", type=click.Choice(("cpu", "cuda")), help="Where to run.  [default: the GPU if there is one]")
+@click.option(
+    "--dtype", type=click.Choice(("float32", "bfloat16")),
+    help="Of logits and activations; optimizers step float32.  [default: float32; bfloat16 on a GPU]",
+)  # fmt: skip
+@click.option("--csv", "table", type=FILE, metavar="PATH", help="Write the ratios with versions and machine.")
+@click.option("--plot", type=FILE, metavar="PATH", help="Draw the ratios (needs matplotlib).")
+@as_json
+def bench_command(
+    cases: tuple[str, ...],
+    quick: bool,
+    device: str | None,
+    dtype: str | None,
+    table: Path | None,
+    plot: Path | None,
+    as_json: bool,
+) -> None:
+    """Time ladderkern's ops against what you would run instead, on this machine.
+
+    Of each CASE, or of all, the time of plain PyTorch, of torch.compile and of other rivals over ours. All are built anew again
+    and again and timed in turn; beside the ratios stands that of ours to itself, which shows the noise. What computes wrong
+    numbers here is not timed: each op is first held against plain PyTorch in float64.
+    """
+    from . import bench
+
+    at = bench.place(device, dtype, quick)
+    bench.prepare(table, plot)
+    if not as_json:
+        click.echo(bench.heading(at) + "\n")
+    comparisons = []
+    for comparison in bench.compared(tuple(dict.fromkeys(cases or CASES)), at, counted):
+        comparisons.append(comparison)
+        if not as_json:
+            click.echo(bench.to_text(comparison) + "\n")
+    written = bench.write(comparisons, at, table, plot)
+    if as_json:
+        print_json(bench.to_json(comparisons, at))
+    else:
+        click.echo("\n".join((bench.legend(at), *(f"Written: {path}" for path in written))))
 
 
 @commands.group("prm", epilog=examples("prm report --help"))

@@ -35,7 +35,7 @@ def shown(words, width=80):
 
 
 def test_the_commands_are_these():
-    assert set(ALL) == {(), ("info",), ("demo",), ("predict",), ("prm",), ("prm", "report")}
+    assert set(ALL) == {(), ("info",), ("demo",), ("bench",), ("predict",), ("prm",), ("prm", "report")}
 
 
 @pytest.mark.parametrize("words", ALL, ids=" ".join)
@@ -75,6 +75,9 @@ def test_examples_of_the_help_can_be_called(words):
         (["prm", "report"], 2),
         (["demo", "--part", "nonsense"], 2),
         (["predict", "--tp", "eight"], 2),
+        (["bench", "nonsense"], 2),
+        (["bench", "--dtype", "float16"], 2),
+        (["bench", "--plot", "ratios.nonsense"], 1),
     ],
 )
 def test_exit_codes_and_where_it_is_said(arguments, code, capsys):
