@@ -114,8 +114,8 @@ def draw(picture: Picture) -> Figure:
             colour = LIGHT["blue"] if bar.median >= 1 else LIGHT["red"]
             axes.barh(y, bar.median - 1, left=1, height=0.62, color=colour)
             axes.hlines(y, bar.low, bar.high, color=LIGHT["ink"], linewidth=1.1)
-            text = f"{bar.median:.0f} ×" if bar.median >= 9.95 else f"{bar.median:.2g} ×"
-            text = f"{bar.median:.1f} ×" if 0.95 <= bar.median < 9.95 else text
+            digits = 2 if bar.median < 1.995 else 1 if bar.median < 9.95 else 0  # near 1 the second one matters
+            text = f"{bar.median:.{digits}f} ×"
             axes.annotate(text, (max(bar.high, bar.median, 1), y), (5, 0), textcoords="offset points", va="center", fontsize=9)
             ticks.append((y, bar.label))
         y += 1.3
