@@ -13,9 +13,10 @@ sleep, which shows the schedule alone. Ratios are taken round by round:
     hidden        = (standard - ladder) / (standard - none)
     can be hidden = (1 - core / (standard - none)) * (1 - 1 / branches)
 
-The last line bounds the one before: ``core`` is what the communication takes of the core on which the rank computes (threads of
-the rank; interrupts are not counted), which nothing hides, and behind the last branch nothing is left to compute. Who sleeps
-leaves the core: there it counts as 0. Two timelines of the prefill are drawn beside the table.
+The last line is about what the one before could reach: ``core`` is what the communication takes of the core on which the rank
+computes (threads of the rank; interrupts are not counted), which nothing hides, and behind the last branch nothing is left to
+compute. It is no strict bound: the compute itself is slower after a wait, which counts as ``core`` too. Who sleeps leaves the
+core: there it counts as 0. Two timelines of the prefill are drawn beside the table.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ class Result(NamedTuple):
 
     @property
     def hideable(self) -> Spread:
-        """The most that a ladder could hide, as the communication takes time of the core that computes."""
+        """About what a ladder could hide, as the communication takes time of the core that computes."""
         rounds = zip(*(each[way] for way in ("standard", "none") for each in (self.times, self.core)), strict=True)
         taken = float(self.compute != "sleep")
         idle = [1 - taken * (core - alone) / (standard - none) for standard, core, none, alone in rounds]
