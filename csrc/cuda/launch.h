@@ -15,7 +15,9 @@ struct OnDevice {
     cudaStream_t stream;
     explicit OnDevice(int32_t device) : guard(checked(device)) {
         void* current = nullptr;
-        STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &current));
+        // torch's own macro for this came after 2.11.
+        STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(device, &current) == AOTI_TORCH_SUCCESS,
+                        "torch gave no CUDA stream");
         stream = static_cast<cudaStream_t>(current);
     }
     // Before torch asks the driver, whose answer to a CPU tensor would say nothing of it.
