@@ -24,7 +24,7 @@ from .step_kernels import (
     PROBABILITY,
     WEIGHTED,
     add,
-    exp,
+    exp_of_sum,
     fill_outside,
     first_least,
     index_or_none,
@@ -104,8 +104,9 @@ def _prm_scores_fwd(
     n = count.to(W)
     log_product, lost = total(b_logs, b_lost_logs)
     sum_probs, sum_margins = total(b_probs, b_lost_probs)[0], total(b_margins, b_lost_margins)[0]
+    # The mean's by tl.exp: with a second exact one the classes' registers spill on sm_80.
     values = (
-        min_prob, max_prob, last_prob, divide(sum_probs, n), exp(log_product, lost), log_product,
+        min_prob, max_prob, last_prob, divide(sum_probs, n), exp_of_sum(log_product, lost), log_product,
         tl.exp(divide(log_product, n)), divide(sum_margins, n), min_margin, max_margin, last_margin,
     )  # fmt: skip
     store_all(p_responses + i_response, n_responses, values, m_response)

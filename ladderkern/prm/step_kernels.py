@@ -6,7 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..runtime.math_kernels import divide, log1p, rounded
+from ..runtime.math_kernels import divide, exp, log1p, rounded
 
 # How a row of scores gives a margin: a probability, the logit itself, one of two logits, of several, weighted classes.
 PROBABILITY, LOGIT, PAIR, CLASSES, WEIGHTED = (tl.constexpr(i) for i in range(5))
@@ -126,7 +126,7 @@ def class_sums(p_x, m, positive, n_classes, stride_class, p_weights, stride_weig
 
 @triton.jit
 def weighted(share, b_x, b_m):
-    """share * exp(x - m), 0 of classes without a share."""
+    """share * exp(x - m), 0 of classes without a share. Not the exact ``exp``: its registers would spill on sm_80."""
     return tl.where(share > 0.0, share * tl.exp(b_x - b_m), 0.0)
 
 
@@ -139,7 +139,7 @@ def scores_of(b_key, KIND: tl.constexpr):
         b_near = log1p(tl.where(high, b_key - 1.0, -b_key))  # the difference is exact where it is taken
         return tl.where(high, b_near - b_far, b_far - b_near), b_key, tl.where(high, b_near, b_far)
     else:
-        b_e = tl.exp(-tl.abs(b_key))
+        b_e = exp(-tl.abs(b_key))
         b_prob = divide(tl.where(b_key >= 0.0, 1.0, b_e), 1.0 + b_e)
         return b_key, b_prob, tl.where(b_key > 0.0, 0.0, b_key) - log1p(b_e)
 
@@ -147,7 +147,7 @@ def scores_of(b_key, KIND: tl.constexpr):
 @triton.jit
 def odds(b_margin):
     """(p, 1 - p) of a margin, each to its last digits."""
-    b_e = tl.exp(-tl.abs(b_margin))
+    b_e = exp(-tl.abs(b_margin))
     b_high, b_low = divide(tl.cast(1.0, b_e.dtype), 1.0 + b_e), divide(b_e, 1.0 + b_e)
     high = b_margin >= 0.0
     return tl.where(high, b_high, b_low), tl.where(high, b_low, b_high)
@@ -185,7 +185,7 @@ def probability_gradient(
     zero = b_p == 0.0
     beside_zero = zeros > zero.to(tl.int32)
     b_log, b_lost = add(log_product, lost, tl.where(zero, 0.0, -b_log))
-    b_rest = tl.where(beside_zero, 0.0, exp(b_log, b_lost))
+    b_rest = tl.where(beside_zero, 0.0, exp_of_sum(b_log, b_lost))
     b_at_zero = tl.where(beside_zero, 0.0, tl.where(n == 1.0, 1.0, float("inf")))
     b_slope = tl.where(zero, b_at_zero, divide(geometric, n * b_p))
     one = tl.cast(1.0, b_p.dtype)
@@ -249,9 +249,9 @@ def total(b_sum, b_lost):
 
 
 @triton.jit
-def exp(b_x, b_lost):
+def exp_of_sum(b_x, b_lost):
     """exp(x + lost): a product of 2^-24 relative accuracy needs its logarithm to more digits than a float holds."""
-    b_e = tl.exp(b_x)
+    b_e = exp(b_x)
     return b_e + b_e * b_lost
 
 

@@ -1,11 +1,14 @@
 # ruff: noqa: RUF005 - Triton compiles a subset of Python
-"""What the Triton kernels of every feature share: exact division and roots, rounding, logarithms, arguments, rows."""
+"""What the Triton kernels of every feature share: exact division and roots, rounding, exp and log, arguments, rows."""
 
 from __future__ import annotations
+
+import math
 
 import triton
 import triton.language as tl
 
+_FACTORIAL_RECIPROCAL = tl.constexpr(tuple(1.0 / math.factorial(i) for i in range(8)))
 _ODD_RECIPROCAL = tl.constexpr(tuple(1.0 / (2 * i + 1) for i in range(18)))
 
 
@@ -25,6 +28,24 @@ def sqrt(x):
         return tl.sqrt(x)
     else:
         return tl.sqrt_rn(x)
+
+
+@triton.jit
+def exp(x):
+    """exp(x) for x <= 88, within two roundings: 2^n times the series of the rest, which is at most log(2) / 2.
+
+    Plain ``tl.exp`` is 2^(x log2(e)) on a GPU: of x = -64 it loses six bits, in the rounding of that product.
+    """
+    if x.dtype == tl.float64:
+        return tl.exp(x)
+    else:
+        x = tl.maximum(x, -104.0, propagate_nan=tl.PropagateNan.ALL)  # below the smallest number
+        n = tl.floor(x * 1.4426950408889634 + 0.5)
+        r = (x - n * 0.693359375) - n * -2.12194440e-4  # log(2) in two parts: the first product is exact
+        q = r * _FACTORIAL_RECIPROCAL[7] + _FACTORIAL_RECIPROCAL[6]
+        for i in tl.static_range(5, 1, -1):
+            q = q * r + _FACTORIAL_RECIPROCAL[i]
+        return ((q * (r * r) + r) + 1.0) * tl.exp2(n)
 
 
 @triton.jit
