@@ -84,7 +84,8 @@ template <class W, class X> W largest(const X* x, int n) {
 
 // The sums over n columns, a multiple of 16, relative to `shift`, and their largest logit (NaN aside).
 template <bool Smooth, class X, class D, class W> SoftmaxSums<W> exponential_sums(const X* x, const D& d, int n, W shift) {
-    Lanes<W> sum = lanes_of(W(0)), cost = sum, logits = sum, top = lanes_of(-W(INFINITY));
+    LaneSum<W> sum, cost;
+    Lanes<W> logits = lanes_of(W(0)), top = lanes_of(-W(INFINITY));
     for (int i = 0; i < n; i += kTree) {
         __builtin_prefetch(block_ahead(x + i));
         d.prefetch_block_ahead(i);
@@ -93,16 +94,16 @@ template <bool Smooth, class X, class D, class W> SoftmaxSums<W> exponential_sum
             const int at = i + k * kWidth<W>;
             const Pack<W> logit = load_pack<W>(x + at), below = logit - shift, exponential = exp_bounded(below);
             top.packs[k] = larger(logit, top.packs[k]); // NaN is left to the sums
-            sum.packs[k] += exponential;
+            sum.add(k, exponential);
             if constexpr (D::kPresent)
-                cost.packs[k] += exponential * d.pack(at);
+                cost.add(k, exponential * d.pack(at));
             if constexpr (Smooth)
                 logits.packs[k] += below;
         }
     }
-    SoftmaxSums<W> s{largest_of(top), sum_of(sum), 0, Smooth ? sum_of(logits) : 0, n};
+    SoftmaxSums<W> s{largest_of(top), sum.total(), 0, Smooth ? sum_of(logits) : 0, n};
     if constexpr (D::kPresent)
-        s.cost = d.sum(sum_of(cost), s.sum);
+        s.cost = d.sum(cost.total(), s.sum);
     return s;
 }
 

@@ -177,6 +177,33 @@ template <class W> inline double sum_of(const Lanes<W>& lanes) {
     fold(std::integral_constant<int, 2>());
     return x[0] + x[1];
 }
+
+// A sum that grows by a pack at a time.
+template <class W> struct LaneSum {
+    Lanes<W> lanes = lanes_of(W(0));
+    void add(int k, Pack<W> x) { lanes.packs[k] += x; }
+    double total() const { return sum_of(lanes); }
+};
+// Of doubles, which no wider type can sum, with what each addition rounds off (Knuth's two-sum).
+template <> struct LaneSum<double> {
+    Lanes<double> lanes = lanes_of(0.0), lost = lanes;
+    static void add(Pack<double>& sum, Pack<double>& lost, Pack<double> x) {
+        const Pack<double> next = sum + x, added = next - sum;
+        lost += (sum - (next - added)) + (x - added);
+        sum = next;
+    }
+    void add(int k, Pack<double> x) { add(lanes.packs[k], lost.packs[k], x); }
+    double total() const {
+        double x[kTree], sum = 0, rest = sum_of(lost);
+        memcpy(x, &lanes, sizeof x);
+        for (int i = 0; i < kTree; ++i) {
+            const double next = sum + x[i], added = next - sum;
+            rest += (sum - (next - added)) + (x[i] - added);
+            sum = next;
+        }
+        return sum + rest;
+    }
+};
 template <class W> inline W largest_of(const Lanes<W>& lanes) {
     W x[kTree];
     memcpy(x, &lanes, sizeof x);

@@ -53,7 +53,8 @@ def test_odd_sizes(plain, backend, storage, size):
 @pytest.mark.parametrize("table_dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_table_dtypes(plain, backend, table_dtype, dtype):
-    assert_right(plain, plain.make_case(dtype=dtype, table_dtype=table_dtype, metric="euclidean"))
+    # Rows enough that the largest errors are no matter of luck: of 13 rows in float64 they vary 10-fold between seeds.
+    assert_right(plain, plain.make_case(T=400, dtype=dtype, table_dtype=table_dtype, metric="euclidean"))
 
 
 @DTYPES
