@@ -53,7 +53,7 @@ demo: $(STAMPS)/demo  ## train small models with SPAM, with the joint loss and a
 test: $(STAMPS)/test  ## run all tests, the Triton kernels in the interpreter included
 	rc=0; \
 	env -u TRITON_INTERPRET $(PY) -m pytest -m "not interpreter" $(PYTEST_ARGS) || rc=1; \
-	TRITON_INTERPRET=1 $(PY) -m pytest -m interpreter $(PYTEST_ARGS) || rc=1; \
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m interpreter $(PYTEST_ARGS) || rc=1; \
 	exit $$rc
 
 # The second time with the sanitizers' runtime in front of all others, as it must be, and with the one that throws beside it.
