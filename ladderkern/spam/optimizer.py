@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from . import ops, state
 from .options import check_group, dtype_name, odd_pair, op_options
-from .sharding import Shard
+from .sharding import Shard, is_sharded
 
 
 class SPAM(Optimizer):
@@ -137,53 +138,78 @@ class SPAM(Optimizer):
                 loss = closure()
         first, calls = 0, []
         for group in self.param_groups:
-            gradients = [(first + i, p, p.grad) for i, p in enumerate(group["params"]) if p.grad is not None]
-            state.check_gradients(gradients, group)
-            calls.append((group, gradients))
+            call = _Call.of(group, first)
+            state.check_gradients(call.params, call.grads, group)
+            calls.append(call)
             first += len(group["params"])
-        for group, gradients in calls:
-            for _, p, _ in gradients:
-                s = self.state[p]
-                if len(s) < 3:
-                    state.initialise(s, p, group)
-        for group, gradients in calls:  # all is known to be fit before the first parameter moves
-            self._step_group(group, gradients)
+        batches: list[tuple[dict[str, Any], _Batch]] = []
+        for call in calls:
+            batches += [(call.group, batch) for batch in call.batches(self.state)]
+        for group, batch in batches:  # all is known to be fit before the first parameter moves
+            batch.run(group, getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
         return loss
 
     def _check_capture(self) -> None:
         check = getattr(self, "_accelerator_graph_capture_health_check", None)  # its name since torch 2.13
         (check or self._cuda_graph_capture_health_check)()
 
-    def _step_group(self, group: dict[str, Any], gradients: list[tuple[int, Tensor, Tensor]]) -> None:
-        batches: dict[torch.device, _Batch] = {}
-        for index, p, grad in gradients:
-            batch = batches.get(p.device)
-            if batch is None:
-                batch = batches[p.device] = _Batch()
-            batch.add(index, p, grad, self.state[p])
-        for device, batch in batches.items():
-            batch.run(group, device, getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
+
+@dataclass
+class _Call:
+    """The parameters of one group that have a gradient. Lists, not one object a parameter: a step of many small tensors
+    is as fast as this loop."""
+
+    group: dict[str, Any]
+    params: list[Tensor]
+    grads: list[Tensor]
+    indices: list[int]
+
+    @staticmethod
+    def of(group: dict[str, Any], first: int) -> _Call:
+        """``first`` is the index of the group's first parameter among those of all groups."""
+        params, grads = group["params"], [p.grad for p in group["params"]]
+        indices = list(range(first, first + len(params)))
+        if any(grad is None for grad in grads):
+            held = [i for i, grad in enumerate(grads) if grad is not None]
+            params, grads, indices = (_pick(items, held) for items in (params, grads, indices))
+        return _Call(group, params, grads, indices)
+
+    def batches(self, states: dict[Tensor, dict[str, Any]]) -> list[_Batch]:
+        """One batch a device, with all states initialised."""
+        params = self.params
+        held = [states[p] for p in params]
+        for p, s in zip(params, held, strict=True):
+            if len(s) < 3:
+                state.initialise(s, p, self.group)
+        lists = (params, self.grads, *([s[key] for s in held] for key in (*state.MOMENT_KEYS, "step")))
+        shards: list[Shard | None] = []
+        if any(map(is_sharded, set(map(type, params)))):
+            shards = [Shard.of(p) for p in params]
+            rows = zip(shards, *lists, strict=True)
+            rows = [row[1:] if row[0] is None else (*row[0].local(*row[1:5]), row[5]) for row in rows]
+            lists = tuple(map(list, zip(*rows, strict=True)))
+        devices = [p.device for p in params]
+        whole = _Batch(lists, self.indices, shards)
+        return [whole.of_device(device, devices) for device in dict.fromkeys(devices)]
 
 
+@dataclass
 class _Batch:
-    """The tensor lists of one op call: the parameters of one group on one device."""
+    """The tensor lists of one op call: the parameters of one group on one device; ``shards`` is empty if none is sharded."""
 
-    def __init__(self) -> None:
-        self.lists: tuple[list[Tensor], ...] = ([], [], [], [], [])
-        self.indices: list[int] = []
-        self.shards: list[Shard | None] = []
+    lists: tuple[list[Tensor], ...]  # params, grads, exp_avgs, exp_avg_sqs, steps
+    indices: list[int]
+    shards: list[Shard | None]
 
-    def add(self, index: int, p: Tensor, grad: Tensor, s: dict[str, Tensor]) -> None:
-        tensors: tuple[Tensor, ...] = (p, grad, s["exp_avg"], s["exp_avg_sq"])
-        shard = Shard.of(p)
-        if shard is not None:
-            tensors = shard.local(*tensors)
-        for items, tensor in zip(self.lists, (*tensors, s["step"]), strict=True):
-            items.append(tensor)
-        self.indices.append(index)
-        self.shards.append(shard)
+    def of_device(self, device: torch.device, devices: list[torch.device]) -> _Batch:
+        held = [i for i, other in enumerate(devices) if other == device]
+        if len(held) == len(devices):
+            return self
+        lists = tuple(_pick(items, held) for items in self.lists)
+        return _Batch(lists, _pick(self.indices, held), _pick(self.shards, held) if self.shards else [])
 
-    def run(self, group: dict[str, Any], device: torch.device, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
+    def run(self, group: dict[str, Any], grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
+        device = self.lists[0][0].device
         lr = group["lr"]
         if not isinstance(lr, Tensor):
             lr = torch.tensor(lr, dtype=torch.float64)
@@ -195,3 +221,7 @@ class _Batch:
                 placement += shard.placement if shard else (p.numel(), p.numel(), 0, 0)
         on_device = [None if t is None else t.to(device, non_blocking=True) for t in (grad_scale, found_inf)]
         ops.spam_step_(self.lists, lr, self.indices, placement, on_device[0], on_device[1], op_options(group))
+
+
+def _pick(items: list[Any], positions: list[int]) -> list[Any]:
+    return [items[i] for i in positions]

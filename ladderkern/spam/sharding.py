@@ -23,6 +23,11 @@ else:
 _shards: Any = WeakIdKeyDictionary()
 
 
+def is_sharded(kind: type) -> bool:
+    """Whether tensors of this type are DTensors."""
+    return DTensor is not None and issubclass(kind, DTensor)
+
+
 @dataclass(frozen=True)
 class Shard:
     """This rank's box of a DTensor parameter.
@@ -47,7 +52,7 @@ class Shard:
         Raises:
             ValueError: a partial placement, a shard that is no box, or a box cut in more than two dimensions.
         """
-        if DTensor is None or not isinstance(p, DTensor):
+        if not is_sharded(type(p)):
             return None
         shard = _shards.get(p)
         if shard is None or shard.mesh is not p.device_mesh or shard.placements != p.placements:

@@ -38,12 +38,14 @@ def check_params(group: dict[str, Any]) -> None:
             )
 
 
-def check_gradients(gradients: list[tuple[int, Tensor, Tensor]], group: dict[str, Any]) -> None:
+def check_gradients(params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
     """Raise TypeError for gradients that SPAM does not step."""
-    for _, p, grad in gradients:
-        if grad.layout != torch.strided or grad.dtype not in FLOATS:
-            i = next(i for i, q in enumerate(group["params"]) if q is p)
-            raise TypeError(f"the gradient of {name_of(group, i)} must be dense and real, got {grad.layout} of {grad.dtype}")
+    kinds = {(grad.layout, grad.dtype) for grad in grads}
+    unfit = {(layout, dtype) for layout, dtype in kinds if layout != torch.strided or dtype not in FLOATS}
+    if unfit:
+        p, grad = next((p, grad) for p, grad in zip(params, grads, strict=True) if (grad.layout, grad.dtype) in unfit)
+        i = next(i for i, q in enumerate(group["params"]) if q is p)
+        raise TypeError(f"the gradient of {name_of(group, i)} must be dense and real, got {grad.layout} of {grad.dtype}")
 
 
 def moment_shape(group: dict[str, Any], p: Tensor) -> tuple[int, ...]:
