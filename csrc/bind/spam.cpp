@@ -119,7 +119,7 @@ void spam_step_(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg
     tasks.reserve(n), first_chunk.reserve(n + 1), counters.reserve(n);
     for (size_t i = 0; i < n; ++i) {
         View p(params[i]), g(grads[i]), m(exp_avgs[i]), v(exp_avg_sqs[i]), step(steps[i]);
-        lk::check_one(i, p, g, m, v, step, call.hyper);
+        lk::check_one(i, p, g, m, v, step, call.hyper, call.unscale);
         const bool in_memory_order =
             !(p.contiguous && g.contiguous && m.contiguous && v.contiguous) && lk::walks_in_memory_order(p, g, m, v);
         if (in_memory_order)

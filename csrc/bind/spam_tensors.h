@@ -38,6 +38,13 @@ struct View {
         contiguous = contiguous || numel == 0;
     }
     bool same_shape(const View& other) const { return ndim == other.ndim && std::equal(sizes, sizes + ndim, other.sizes); }
+    // One place in memory stands for several elements, as expand() makes it.
+    bool expanded() const {
+        for (int64_t d = 0; d < ndim && !contiguous; ++d)
+            if (strides[d] == 0 && sizes[d] > 1)
+                return true;
+        return false;
+    }
     bool same_strides(const View& other) const { return std::equal(strides, strides + ndim, other.strides); }
 };
 
@@ -91,10 +98,13 @@ inline void check_lists(const Tensors& params, const Tensors& grads, const Tenso
 }
 
 inline void check_one(size_t i, const View& p, const View& g, const View& m, const View& v, const View& step,
-                      const SpamHyper& h) {
+                      const SpamHyper& h, bool unscales) {
     STD_TORCH_CHECK(g.same_shape(p), "grads[", i, "] must have its parameter's shape");
     STD_TORCH_CHECK(m.same_shape(v) && m.type == v.type, "exp_avg_sqs[", i, "] must be like exp_avgs[", i, "]");
     STD_TORCH_CHECK(m.type != ScalarType::Half, "exp_avgs[", i, "] must be float32, bfloat16 or float64");
+    STD_TORCH_CHECK(!p.expanded() && !m.expanded() && !v.expanded() && !(unscales && g.expanded()), "params[", i,
+                    "], exp_avgs[", i, "] and exp_avg_sqs[", i, "], and grads[", i,
+                    "] with a grad_scale, are written and must not be expanded");
     STD_TORCH_CHECK(step.numel == 1 && step.type == ScalarType::Float, "steps[", i, "] must hold one float32 number");
     if (m.same_shape(p))
         return;

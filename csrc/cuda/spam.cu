@@ -142,7 +142,7 @@ void spam_step_(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg
             STD_TORCH_CHECK(t->is_cuda() && t->get_device_index() == device, "all tensors of parameter ", i,
                             " must be on one CUDA device");
         View p(params[i]), g(grads[i]), m(exp_avgs[i]), v(exp_avg_sqs[i]), step(steps[i]);
-        lk::check_one(i, p, g, m, v, step, h);
+        lk::check_one(i, p, g, m, v, step, h, grad_scale.has_value());
         work[device].steps.push_back(reinterpret_cast<float*>(step.data));
         if (!lk::walks_in_memory_order(p, g, m, v)) {
             stand_ins.of(params[i], p, true);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,29 @@ class Table:
     stream: int = 0
 
 
+class Recent:
+    """Values found again by their keys, from any thread; the least recently used are dropped."""
+
+    def __init__(self, size: int = 48) -> None:
+        self._size = size
+        self._values: OrderedDict[Hashable, Any] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: Hashable) -> Any:
+        """The value of ``key``, or None."""
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+            return self._values.get(key)
+
+    def put(self, key: Hashable, value: Any) -> None:
+        """Keep ``value``, in place of the one that was not asked for the longest."""
+        with self._lock:
+            self._values[key] = value
+            if len(self._values) > self._size:
+                self._values.popitem(last=False)
+
+
 class TableCache:
     """Small device tables, found again by what they were made from; the least recently used are dropped.
 
@@ -33,24 +57,19 @@ class TableCache:
 
     def __init__(self, size: int = 48) -> None:
         self.uploads = 0
-        self._size = size
-        self._tables: OrderedDict[Hashable, Table] = OrderedDict()
+        self._tables = Recent(size)
         self._captured: list[Table] = []  # graphs outlive any cache: what they read stays
 
     def get(self, key: Hashable, device: torch.device, make: Callable[[], tuple[Tensor, Any]]) -> Table:
         """The table of ``key`` on ``device``; ``make`` returns its CPU tensor and the host's own notes about it."""
         capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-        table = self._tables.get((device, key))
+        table: Table | None = self._tables.get((device, key))
         if table is None:
             table = self._upload(device, *make())
             if not capturing:  # the device side of a captured upload is filled only when its graph is replayed
-                self._tables[device, key] = table
-                if len(self._tables) > self._size:
-                    self._tables.popitem(last=False)
-        else:
-            self._tables.move_to_end((device, key))
-            if not capturing:
-                _wait(table, device)
+                self._tables.put((device, key), table)
+        elif not capturing:
+            _wait(table, device)
         if capturing:
             self._captured.append(table)
         return table
@@ -104,20 +123,12 @@ def power_of_two(n: int, least: int, most: int) -> int:
     return max(least, min(most, 1 << max(n - 1, 0).bit_length()))
 
 
-def stand_ins(tensors: dict[str, Tensor], read_only: Sequence[str], copies: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
-    """Contiguous tensors for a kernel; (original, stand-in) of those that it writes are added to ``copies``.
-
-    Raises:
-        ValueError: a tensor that is written has one place in memory for several elements.
-    """
-    fresh = []
-    for name, tensor in tensors.items():
-        fresh.append(tensor.contiguous())
-        if fresh[-1] is tensor or name in read_only:
-            continue
-        if any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
-            raise ValueError(f"{name} is written and must not be expanded, got strides {tensor.stride()}")
-        copies.append((tensor, fresh[-1]))
+def stand_ins(tensors: Sequence[Tensor], written: Sequence[bool], copies: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """Contiguous tensors for a kernel; (original, stand-in) of those that it writes are added to ``copies``."""
+    fresh = [tensor.contiguous() for tensor in tensors]
+    for tensor, stand_in, changes in zip(tensors, fresh, written, strict=True):
+        if changes and stand_in is not tensor:
+            copies.append((tensor, stand_in))
     return fresh
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .ops import eligible
+from .checks import eligible
 from .reference import STRATUM
 
 MASK_UNITS = ("element", "row")

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .checks import MOMENTS
 from .masks import check_mask_unit, sixteenths
-from .ops import MOMENTS
 
 
 def check_group(group: dict[str, Any]) -> None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .checks import FLOATS, compact_shape
 from .masks import sixteenths
-from .ops import FLOATS, compact_shape
 from .options import dtype_named, state_dtype
 from .sharding import Shard
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from ladderkern.runtime.launch import stand_ins
+from ladderkern.spam.ops import check_step
 
 TESTS = Path(__file__).parents[1]
 SANITIZED = os.environ.get("LADDERKERN_EMULATION") == "sanitized"
@@ -82,11 +83,11 @@ def spam_step_(
     **hyper,
 ) -> int:  # fmt: skip
     """The op ``spam_step_``; returns the number of launches. ``lr_on_device``: the kernel reads lr."""
+    lists = (params, grads, exp_avgs, exp_avg_sqs, steps)
+    check_step(*lists, lr, indices=indices, placement=placement, grad_scale=grad_scale, found_inf=found_inf, **hyper)
     buckets, copies = {}, []
     for i, tensors in enumerate(zip(params, grads, exp_avgs, exp_avg_sqs, strict=True)):
-        names = f"params[{i}]", f"grads[{i}]", f"exp_avgs[{i}]", f"exp_avg_sqs[{i}]"
-        read_only = () if grad_scale is not None else names[1:2]
-        p, g, m, v = stand_ins(dict(zip(names, tensors, strict=True)), read_only, copies)
+        p, g, m, v = stand_ins(tensors, (True, grad_scale is not None, True, True), copies)
         mask = DENSE if m.shape == p.shape else ROW if hyper["row_mask"] else ELEMENT
         where = placement[4 * i : 4 * i + 4] or (p.numel(), p.numel(), 0, 0)
         row_length = p.numel() // p.shape[0] if p.dim() and p.shape[0] else p.numel()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import ladderkern
-from ladderkern.spam import ops
+from ladderkern.spam import checks
 from ladderkern.testing import floats, poisoned_allocations
 
 STEP, UPDATE = torch.ops.ladderkern.spam_step_, torch.ops.ladderkern.spam_update
@@ -31,7 +31,7 @@ def tensors(shapes=((16, 32), (5,)), *, param=torch.float32, moments=torch.float
     hyper = {**HYPER, **hyper}
     p = [floats(shape, param, seed=n) for n, shape in enumerate(shapes)]
     g = [floats(shape, param, seed=10 + n) for n, shape in enumerate(shapes)]
-    held = [ops.compact_shape(shape, hyper["density_16ths"], hyper["row_mask"]) for shape in shapes]
+    held = [checks.compact_shape(shape, hyper["density_16ths"], hyper["row_mask"]) for shape in shapes]
     m = [floats(shape, moments, seed=20 + n) for n, shape in enumerate(held)]
     v = [floats(shape, moments, seed=30 + n).abs() for n, shape in enumerate(held)]
     return [p, g, m, v, [torch.tensor(before) for _ in shapes]]
@@ -192,6 +192,9 @@ BAD = [
     ("exp_avg_sqs", lambda lists: lists[3].__setitem__(1, torch.zeros(5, dtype=torch.bfloat16))),
     ("steps", lambda lists: lists[4].__setitem__(1, torch.tensor(0))),
     ("steps", lambda lists: lists[4].__setitem__(1, torch.zeros(2))),
+    ("params.*expanded", lambda lists: lists[0].__setitem__(1, torch.zeros(1).expand(5))),
+    ("exp_avgs.*expanded", lambda lists: lists[2].__setitem__(1, torch.zeros(1).expand(5))),
+    ("exp_avg_sqs.*expanded", lambda lists: lists[3].__setitem__(1, torch.zeros(1).expand(5))),
 ]
 
 

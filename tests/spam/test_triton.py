@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import ladderkern
-from ladderkern.spam import ops
+from ladderkern.spam import checks
 from ladderkern.testing import LAYOUTS, assert_within_budget, floats, guarded
 
 pytestmark = pytest.mark.interpreter
@@ -28,7 +28,7 @@ def make(shapes, param=F32, grad=F32, moments=F32, before=3.0, seed=0, **hyper):
     """The five lists of a step in the middle of a run; one dtype for all tensors, or one for each."""
     hyper = {**HYPER, **hyper}
     param, grad, moments = ([d] * len(shapes) if isinstance(d, torch.dtype) else d for d in (param, grad, moments))
-    held = [ops.compact_shape(shape, hyper["density_16ths"], hyper["row_mask"]) for shape in shapes]
+    held = [checks.compact_shape(shape, hyper["density_16ths"], hyper["row_mask"]) for shape in shapes]
     p = [floats(shape, d, seed=seed + i) for i, (shape, d) in enumerate(zip(shapes, param, strict=True))]
     g = [gradient(shape, d, seed + 50 + i) for i, (shape, d) in enumerate(zip(shapes, grad, strict=True))]
     m = [floats(shape, d, seed=seed + 100 + i) for i, (shape, d) in enumerate(zip(held, moments, strict=True))]
@@ -292,7 +292,7 @@ def test_a_shard_steps_as_its_part_of_the_whole(case, moments):
     whole = make([(48, 64)], moments=moments, **mask)
     drawn = drawn_of((48, 64), mask)
     shard = [[whole[i][0][part].clone()] for i in range(2)]
-    held = ops.compact_shape(shard[0][0].shape, mask.get("density_16ths", 16), mask.get("row_mask", False))
+    held = checks.compact_shape(shard[0][0].shape, mask.get("density_16ths", 16), mask.get("row_mask", False))
     spread = [torch.zeros(48, 64, dtype=moments).masked_scatter_(drawn, whole[i][0])[part] for i in (2, 3)]
     shard += [[moment[drawn[part]].view(held)] for moment in spread] + [[whole[4][0].clone()]]
     call(TRITON, shard, placement=placement, **mask)
