@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ..runtime import backend
+from ..runtime import backend, eager
 from .chameleon import warn_if_masked
 from .linear import WholeVocabulary, linear_rows
 from .ops import CROSS_ENTROPY_DISCREPANCY, TOKEN_DISCREPANCY, check_discrepancy, check_joint
@@ -84,7 +84,7 @@ def token_discrepancy_loss(
     if group is None:
         check_discrepancy(x, y, table.data, **options)
         warn_if_masked(x, y, table, image_start, stacklevel=3)
-        losses = backend.select(TOKEN_DISCREPANCY, x)(x, y, table.data, **options)[0]
+        losses = eager.call(TOKEN_DISCREPANCY, backend.select(TOKEN_DISCREPANCY, x), x, y, table.data, **options)[0]
     else:
         shard = VocabularyShard(group, table.data, options, joint=False)
         _, losses = ShardedLoss.apply(x, y, shard, shard.place(x.shape[1], y))
@@ -193,7 +193,7 @@ def _rows_of_logits(x: Tensor, y: Tensor, table: DistanceTable, options: dict[st
     check_joint(x, y, table.data, **options)
     check_vocabulary(y, x.shape[1], options["ignore_index"])
     warn_if_masked(x, y, table, options["image_start"], stacklevel=5)
-    return backend.select(CROSS_ENTROPY_DISCREPANCY, x)(x, y, table.data, **options)[:2]
+    return eager.call(CROSS_ENTROPY_DISCREPANCY, backend.select(CROSS_ENTROPY_DISCREPANCY, x), x, y, table.data, **options)[:2]
 
 
 def _joint(

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from functools import reduce
-
 import torch
 from torch import Tensor
 
-from ..runtime import backend
+from ..runtime import backend, eager
 from .ops import ADD_RMS_NORM, RMS_NORM, check_add_rms_norm, check_rms_norm
 
 CONVENTIONS = {"rounded": True, "float32": False}
@@ -58,12 +56,17 @@ def add_rms_norm(
     """
     round_sum = _round_sum(convention)
     check_shapes(x, update=update, update2=update2)
-    dtype = reduce(torch.promote_types, (t.dtype for t in (update, update2) if t is not None), x.dtype)
-    rows = (_rows(x.to(dtype)), _addend(update, dtype), _addend(update2, dtype))
+    dtype = x.dtype
+    for added in (update, update2):
+        if added is not None and added.dtype != dtype:
+            dtype = torch.promote_types(dtype, added.dtype)
+    rows = (_rows(x if x.dtype == dtype else x.to(dtype)), _addend(update, dtype), _addend(update2, dtype))
     weights = (weight.contiguous(), None if weight2 is None else weight2.contiguous())
     inputs = (*rows, *weights)
     check_add_rms_norm(*inputs)
-    normed, normed2, stream, _ = backend.select(ADD_RMS_NORM, x)(*inputs, eps=float(eps), round_sum=round_sum)
+    normed, normed2, stream, _ = eager.call(
+        ADD_RMS_NORM, backend.select(ADD_RMS_NORM, x), *inputs, eps=float(eps), round_sum=round_sum
+    )
     if weight2 is None:
         return _like(x, normed), _like(x, stream)
     return _like(x, normed), _like(x, normed2), _like(x, stream)
@@ -84,7 +87,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6, *, convention: str = 
     check_shapes(x)
     inputs = _rows(x), weight.contiguous()
     check_rms_norm(*inputs)
-    normed, _ = backend.select(RMS_NORM, x)(*inputs, eps=float(eps), round_sum=round_sum)
+    normed, _ = eager.call(RMS_NORM, backend.select(RMS_NORM, x), *inputs, eps=float(eps), round_sum=round_sum)
     return _like(x, normed)
 
 
@@ -112,7 +115,8 @@ def _addend(update: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         return None
     # One gradient serves x and the updates. AccumulateGrad takes over the memory of a view without a look at who shares it, so
     # that of a leaf is made its own.
-    return _rows((update * 1 if update.is_leaf and update.requires_grad else update).to(dtype))
+    own = update * 1 if update.is_leaf and update.requires_grad else update
+    return _rows(own if own.dtype == dtype else own.to(dtype))
 
 
 def _round_sum(convention: str) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..runtime import backend, library
+from ..runtime import backend, eager, library
 from ..runtime.checks import values_readable
 from ..runtime.dtypes import names, wide
 from . import reference
@@ -192,7 +192,7 @@ def score(name: str, scores: Tensor, offsets: Tensor, mask: Tensor | None, class
     """prm_scores with all checks, on the backend in force; ``name`` is what messages call ``scores``."""
     check(scores, offsets, mask, class_weights, name=name, **options)
     check_offsets(offsets, scores.shape[0])
-    outputs = backend.select(PRM_SCORES, scores)(scores, offsets, mask, class_weights, **options)
+    outputs = eager.call(PRM_SCORES, backend.select(PRM_SCORES, scores), scores, offsets, mask, class_weights, **options)
     check_scores(name, outputs[0], outputs[1], mask)
     return outputs
 

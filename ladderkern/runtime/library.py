@@ -36,7 +36,17 @@ class Op:
     launcher: tuple[str, str] | None = None  # of Triton: module and function
 
 
+@dataclass(frozen=True)
+class Gradient:
+    """How a differentiable op is differentiated: see :func:`differentiable_by`."""
+
+    formula: Callable[..., Any]
+    backward: Op
+    setup_context: Callable[..., Any]
+
+
 OPS: dict[str, Op] = {}
+GRADIENTS: dict[str, Gradient] = {}  # by the name of the forward op
 
 
 def define(
@@ -131,6 +141,7 @@ def differentiable_by(formula: Callable[..., Any], forward: Op, backward: Op, se
     def second_derivative(ctx: Any, *grads: Any) -> NoReturn:
         raise_on_double_backward(forward.name)
 
+    GRADIENTS[forward.name] = Gradient(formula, backward, setup_context)
     register = partial(torch.library.register_autograd, lib=LIBRARY)
     for name in ("default", "reference", "triton"):
         suffix = "" if name == "default" else f".{name}"

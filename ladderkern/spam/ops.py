@@ -29,7 +29,7 @@ _UPDATE = (
 
 
 def check_step(
-    params, grads, exp_avgs, exp_avg_sqs, steps, lr, *, indices, placement, grad_scale=None, found_inf=None, **hyper
+    params, grads, exp_avgs, exp_avg_sqs, steps, lr, *, indices, placement, grad_scale=None, found_inf=None, **hyper: Any
 ) -> None:
     """The check of spam_step_; ``hyper`` are the other keywords of its schema."""
     written = LISTS if grad_scale is not None else tuple(name for name in LISTS if name != "grads")
@@ -86,5 +86,6 @@ def spam_step_(
         overload(*lists, lr, grad_scale=grad_scale, found_inf=found_inf, **where, **options)
     except RuntimeError:
         # Native code checks before it writes, and can only raise RuntimeError: say the same in Python's terms.
-        check_step(*lists, lr, grad_scale=grad_scale, **where, **options)
+        params, grads, exp_avgs, exp_avg_sqs, steps = lists
+        check_step(params, grads, exp_avgs, exp_avg_sqs, steps, lr, grad_scale=grad_scale, **where, **options)
         raise

@@ -185,8 +185,9 @@ class _Call:
         shards: list[Shard | None] = []
         if any(map(is_sharded, set(map(type, params)))):
             shards = [Shard.of(p) for p in params]
-            rows = zip(shards, *lists, strict=True)
-            rows = [row[1:] if row[0] is None else (*row[0].local(*row[1:5]), row[5]) for row in rows]
+            rows = []
+            for shard, *row in zip(shards, *lists, strict=True):
+                rows.append(row if shard is None else [*shard.local(*row[:4]), row[4]])
             lists = tuple(map(list, zip(*rows, strict=True)))
         devices = [p.device for p in params]
         whole = _Batch(lists, self.indices, shards)

@@ -46,7 +46,7 @@ class Shard:
     placement: tuple[int, int, int, int]
 
     @staticmethod
-    def of(p: Tensor) -> Shard | None:
+    def of(p: Any) -> Shard | None:
         """The shard that ``p`` is, or None for a plain tensor.
 
         Raises:
