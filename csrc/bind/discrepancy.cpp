@@ -33,8 +33,8 @@ struct Call {
     Call(const Tensor& logits_, const Tensor& labels, const Tensor& table, const Common& options) : logits(logits_) {
         STD_TORCH_CHECK(logits.dim() == 2, "logits must have shape [T, V], got ", logits.dim(), " dimensions");
         c.rows = logits.size(0), c.columns = logits.size(1);
-        STD_TORCH_CHECK(c.columns <= 1 || logits.stride(1) == 1, "logits must have stride 1 along the vocabulary, got ",
-                        logits.stride(1));
+        STD_TORCH_CHECK(c.columns <= 1 || logits.numel() == 0 || logits.stride(1) == 1,
+                        "logits must have stride 1 along the vocabulary, got ", logits.stride(1));
         c.logits_type = lk::dtype_of(logits.scalar_type(), "logits");
         row_type = c.logits_type == lk::DType::kDouble ? ScalarType::Double : ScalarType::Float;
         c.logits = static_cast<const char*>(logits.const_data_ptr());

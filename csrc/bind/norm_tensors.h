@@ -50,7 +50,7 @@ struct NormTensors {
         STD_TORCH_CHECK(t.dim() == 2 && t.size(0) == c.rows && t.size(1) == c.hidden, name, " must have shape [", c.rows, ", ",
                         c.hidden, "]");
         STD_TORCH_CHECK(t.scalar_type() == type, name, " has a dtype that does not fit that of x and weight");
-        STD_TORCH_CHECK(t.device() == x.device() && (c.hidden == 1 || t.stride(1) == 1), name,
+        STD_TORCH_CHECK(t.device() == x.device() && (c.hidden == 1 || c.rows == 0 || t.stride(1) == 1), name,
                         " must be on the device of x with stride 1 along hidden");
         return {static_cast<char*>(const_cast<void*>(t.const_data_ptr())), t.stride(0)};
     }

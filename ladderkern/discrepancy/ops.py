@@ -57,7 +57,7 @@ def check_inputs(logits: Tensor, labels: Tensor, table: Tensor, metric: int) -> 
         raise ValueError(f"logits must have shape [T, V], got {tuple(logits.shape)}")
     if labels.dim() != 1 or labels.shape[0] != logits.shape[0]:
         raise ValueError(f"labels must have shape ({logits.shape[0]},), one for each row of logits, got {tuple(labels.shape)}")
-    if logits.shape[1] > 1 and logits.stride(1) != 1:
+    if logits.shape[1] > 1 and logits.stride(1) != 1 and logits.numel():
         raise ValueError(f"logits must have stride 1 along the vocabulary, got strides {logits.stride()}")
     check_table(table, metric)
 

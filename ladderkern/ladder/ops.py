@@ -65,7 +65,7 @@ def check_rows(like: Tensor, dtype: torch.dtype, /, **rows: Tensor | None) -> No
             raise ValueError(f"{name} must be on the device of x, {like.device}, got {tensor.device}")
         if tensor.shape != like.shape:
             raise ValueError(f"{name} must have the shape of x, {tuple(like.shape)}, got {tuple(tensor.shape)}")
-        if like.shape[1] > 1 and tensor.stride(1) != 1:
+        if like.shape[1] > 1 and tensor.stride(1) != 1 and tensor.numel():
             raise ValueError(f"{name} must have stride 1 along hidden, got strides {tensor.stride()}")
 
 

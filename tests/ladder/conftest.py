@@ -93,7 +93,7 @@ def check(case, **options):
 def plain():
     """The helpers above."""
     return SimpleNamespace(
-        make_case=make_case, llama_norm=llama_norm, eager=eager, fused=fused, results=results, check=check, eps=EPS
+        make_case=make_case, llama_norm=llama_norm, eager=eager, exact=exact, fused=fused, results=results, check=check, eps=EPS
     )
 
 
