@@ -14,7 +14,7 @@ from ladderkern.discrepancy.reference import METRICS, TABLE
 from ladderkern.ladder import kernels as ladder
 from ladderkern.prm import kernels as prm
 from ladderkern.spam import kernels as spam
-from ladderkern.spam import ops as spam_ops
+from ladderkern.spam.checks import compact_shape
 
 F32, BF16, F16, F64 = torch.float32, torch.bfloat16, torch.float16, torch.float64
 SHORT = {F32: "f32", BF16: "bf16", F16: "f16", F64: "f64"}
@@ -148,7 +148,7 @@ def step(param, grad, moments, mask, *, amp=False):
     density, row_mask = MASKS[mask]
     shapes = [(4096, 4096), (1024, 4096), (4096, 1024)]
     p, g = ([empty(*shape, dtype=dtype) for shape in shapes] for dtype in (param, grad))
-    m, v = ([empty(*spam_ops.compact_shape(s, density, row_mask), dtype=moments) for s in shapes] for _ in range(2))
+    m, v = ([empty(*compact_shape(s, density, row_mask), dtype=moments) for s in shapes] for _ in range(2))
     extra = {"grad_scale": torch.ones(()), "found_inf": torch.zeros(())} if amp else {}
     spam.spam_step_(
         p, g, m, v, [torch.zeros(()) for _ in shapes], torch.tensor(1e-3, dtype=F64), indices=[0, 1, 2], placement=[],

@@ -9,7 +9,7 @@ from ladderkern.discrepancy.ops import (
     TOKEN_DISCREPANCY,
     TOKEN_DISCREPANCY_BACKWARD,
 )
-from ladderkern.spam import ops as spam_ops
+from ladderkern.spam.checks import compact_shape
 from ladderkern.testing import counted_traffic, floats, work
 
 pytestmark = pytest.mark.interpreter
@@ -61,7 +61,7 @@ SPAM_SHARED = ("p_table", "p_combinations", "p_found_inf", "p_grad_scale")
 
 def spam(param, grad, moments, mask, before=3.0, scaled=False, **hyper):
     density, row_mask = MASKS[mask]
-    held = [spam_ops.compact_shape(shape, density, row_mask) for shape in SHAPES]
+    held = [compact_shape(shape, density, row_mask) for shape in SHAPES]
     p, g = ([floats(shape, dtype) for shape in SHAPES] for dtype in (param, grad))
     m, v = ([floats(shape, moments).abs() for shape in held] for _ in range(2))
     extra = {"grad_scale": torch.tensor(2.0), "found_inf": torch.tensor(0.0)} if scaled else {}
