@@ -40,10 +40,10 @@ struct View {
     bool same_shape(const View& other) const { return ndim == other.ndim && std::equal(sizes, sizes + ndim, other.sizes); }
     // One place in memory stands for several elements, as expand() makes it.
     bool expanded() const {
-        for (int64_t d = 0; d < ndim && !contiguous; ++d)
-            if (strides[d] == 0 && sizes[d] > 1)
-                return true;
-        return false;
+        bool repeats = false;
+        for (int64_t d = 0; d < ndim; ++d)
+            repeats = repeats || (strides[d] == 0 && sizes[d] > 1);
+        return repeats && numel > 0;
     }
     bool same_strides(const View& other) const { return std::equal(strides, strides + ndim, other.strides); }
 };

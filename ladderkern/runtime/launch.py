@@ -49,7 +49,7 @@ class Recent:
 
 
 class TableCache:
-    """Small device tables, found again by what they were made from; the least recently used are dropped.
+    """Small device tables, found again by a key; the least recently used are dropped.
 
     Attributes:
         uploads: tables made so far. A step whose pointers have not changed adds none.

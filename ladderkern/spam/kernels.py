@@ -42,9 +42,9 @@ def spam_step_(
     copies: list[tuple[Tensor, Tensor]] = []
     alive: list[list[Tensor]] = []  # rows hold addresses alone
     unscales = grad_scale is not None
-    key = _fingerprint(lists, indices, placement, rules.density_16ths, rules.row_mask, unscales)
+    key = _fingerprint(lists, indices, placement, rules.density_16ths, rules.row_mask, unscales, lr.numel())
     buckets = _plans.get(key)
-    if buckets is None or lr.numel() != 1:
+    if buckets is None:
         check_step(*lists, lr, indices=indices, placement=placement, grad_scale=grad_scale, found_inf=found_inf, **hyper)
         buckets = _plan(lists, indices, placement, rules.row_mask, unscales, copies, alive)
         if key and not alive:  # else the next step's copies lie elsewhere
@@ -58,7 +58,7 @@ def spam_step_(
 
 
 def _fingerprint(lists: tuple[list[Tensor], ...], indices: list[int], placement: list[int], *rules: Any) -> Any:
-    """All that the check and the plan of a step depend on, in half the time of the check; None for tensors without memory."""
+    """All that the check and the plan of a step depend on; None for tensors without memory, which the check refuses."""
     tensors = list(itertools.chain(*lists))
     try:
         contiguous = all(map(Tensor.is_contiguous, tensors))

@@ -123,7 +123,7 @@ def _spam_step(
 ):  # fmt: skip
     """p *= 1 - lr wd; where drawn: g clipped to +-sqrt(theta v); m, v = EMAs of g, g^2; p -= size m / (sqrt(v) + eps).
 
-    One block of one tensor a program, found in ``p_table`` (see ``_make_table``); with a row mask it lies within one row.
+    One block of one tensor a program, found in ``p_table`` (kernels.py makes it); with a row mask it lies within one row.
     Reads p, g, m, v and writes p, m, v: 28 bytes an element in float32, 20 on a restart, the least possible; m and v only
     where drawn; an undrawn row is read and written only for its weight decay (8 bytes), else not at all.
     """

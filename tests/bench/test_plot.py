@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("matplotlib")
+pytest.importorskip("matplotlib", reason="plots need it")
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "bench" / "results"
 

@@ -14,7 +14,7 @@ from ladderkern.cli.bench_cases import CASES, COMPILED, At, Call, Case
 from ladderkern.cli.failed import Failed
 from ladderkern.testing.timing import Row, Spread
 
-pytest.importorskip("click")
+pytest.importorskip("click", reason="the command line needs it")
 
 CPU = At(torch.device("cpu"), torch.float32, "check")
 
@@ -163,7 +163,7 @@ def quick(one_case, monkeypatch):
 
 
 def test_the_command_prints_each_case_and_writes_table_and_plot(quick, tmp_path, capsys):
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="plots need it")
     table, plot = tmp_path / "new" / "ratios.csv", tmp_path / "new" / "ratios.png"
     assert main(["bench", "norm", "--quick", "prm", "norm", "--csv", str(table), "--plot", str(plot)]) == 0
     out, err = capsys.readouterr()
@@ -222,7 +222,7 @@ def test_figures_of_a_ratio():
 
 
 def test_the_plot_shows_every_ratio_on_a_line_of_its_own():
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="plots need it")
     from ladderkern.cli.bench_plot import Picture, draw
 
     noise = Spread(1.0, 0.9, 1.1)

@@ -11,7 +11,7 @@ import pytest
 import ladderkern
 from ladderkern.cli import main
 
-click = pytest.importorskip("click")
+click = pytest.importorskip("click", reason="the command line needs it")
 from click.testing import CliRunner  # noqa: E402
 
 from ladderkern.cli.commands import commands  # noqa: E402

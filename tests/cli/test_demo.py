@@ -97,7 +97,7 @@ def test_a_run_that_diverged_is_never_best_and_stops_no_picture():
     lines = demo_spam_report.findings(runs)
     assert lines[0].startswith("Lowest under spikes: AdamW, clip norm 1, at 1.500 nats a byte, incomparable to plain AdamW")
     assert (2, 1) in demo_spam_report.table(runs).best
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="plots need it")
     curves = [demo_curves.Curve(run.name, [1, 2], [3.0, run.held_out], run.held_out) for run in runs]
     for narrow in (False, True):
         figure = plot_style.drawn(lambda shape: demo_curves.draw_curves(curves, "title", narrow=shape), narrow)

@@ -27,7 +27,7 @@ CUT_OFF = """() => [...document.querySelectorAll(".picture svg")].flatMap(svg =>
 @pytest.fixture(scope="module")
 def browser():
     """Chromium, skipping the test where there is none."""
-    playwright = pytest.importorskip("playwright.sync_api")
+    playwright = pytest.importorskip("playwright.sync_api", reason="the browser test needs it")
     path = next(filter(None, map(shutil.which, BROWSERS)), None)
     with playwright.sync_playwright() as started:
         if path is None and not Path(started.chromium.executable_path).exists():
@@ -120,7 +120,7 @@ def test_the_button_copies_the_command(browser, tiny_report):
 
 @pytest.mark.parametrize(("width", "scheme"), list(zip(WIDTHS, SCHEMES, strict=True)))
 def test_axe_finds_no_barrier(browser, tiny_report, width, scheme):
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="the accessibility test needs it")
     with View(browser, tiny_report, width, scheme) as view:
         view.page.locator("summary").evaluate_all("all => all.forEach(one => one.click())")
         found = axe.Axe().run(view.page)

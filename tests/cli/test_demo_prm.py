@@ -64,7 +64,7 @@ def test_places_are_symmetric(steps):
 
 
 def test_a_file_of_the_plot_has_a_panel_and_its_title(tmp_path):
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="plots need it")
     path = tmp_path / "plot.svg"
     prm_plot.write_plot([("one model", torch.tensor([1, 0]), torch.tensor([2, 3]))], path)
     assert "Where a response" in path.read_text()

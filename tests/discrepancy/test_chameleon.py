@@ -15,7 +15,7 @@ N, V = 16, 40
 
 @pytest.fixture(scope="module")
 def model():
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="the tests of transformers' models need it")
     names = {f"IMGIMG{chr(65 + i // 10)}{chr(65 + i % 10)}Z": 4 + i for i in range(N)}
     vocabulary = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, **names, "<image>": 4 + N}
     torch.manual_seed(0)

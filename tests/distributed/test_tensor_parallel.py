@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 from twins import full, mesh_of
 
-pytest.importorskip("transformers", minversion="5.0")
+pytest.importorskip("transformers", minversion="5.0", reason="the tests of transformers' models need it")
 
 from llamas import LAYERS, MODELS, batch, check_gradients, parallel_model, plain_logits, whole_model
 
@@ -23,7 +23,9 @@ from ladderkern.ladder.vocabulary import vocabulary_parallel_loss
 from ladderkern.testing import assert_within_budget, floats
 from ladderkern.testing.llamas import ladder_equation, plain_norm, tiny_llama
 
-ForCausalLMLoss = pytest.importorskip("transformers.loss.loss_utils").ForCausalLMLoss
+ForCausalLMLoss = pytest.importorskip(
+    "transformers.loss.loss_utils", reason="the tests of transformers' models need it"
+).ForCausalLMLoss
 
 
 def whole_loss(logits, labels, num_items_in_batch=None, ignore_index=-100, shift_labels=None):

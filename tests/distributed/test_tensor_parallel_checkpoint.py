@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.distributed.fsdp import fully_shard
 from twins import MODES, OPTIONS, STEPS, full, mesh_of, same_bits
 
-pytest.importorskip("transformers", minversion="5.0")
+pytest.importorskip("transformers", minversion="5.0", reason="the tests of transformers' models need it")
 
 import safetensors
 from llamas import MODELS, batch, parallel_model, whole_model

@@ -9,7 +9,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from twins import DRAWS, OPTIONS, Twins, full, mesh_of
 
-pytest.importorskip("transformers", minversion="5.0")
+pytest.importorskip("transformers", minversion="5.0", reason="the tests of transformers' models need it")
 
 from llamas import LAYERS, batch, parallel_model, whole_model
 

@@ -81,7 +81,7 @@ def test_without_a_group_each_rank_sees_itself(tmp_path):
 
 @pytest.mark.ranks(2)
 def test_two_lanes_a_rank_are_drawn(tmp_path):
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="plots need it")
     lanes = seen(1, group=dist.group.WORLD)
     if lanes.rank == 0:
         lanes.write_plot(path := Path(tmp_path, "lanes.png"))

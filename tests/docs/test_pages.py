@@ -54,7 +54,7 @@ def test_every_command_that_the_readme_names_has_help():
 
 
 def test_python_blocks_of_the_readme_run(tmp_path):
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="the tests of transformers' models need it")
     from torch.distributed.device_mesh import init_device_mesh
 
     generator = torch.Generator().manual_seed(0)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-transformers = pytest.importorskip("transformers", minversion="5.0")
+transformers = pytest.importorskip("transformers", minversion="5.0", reason="the tests of transformers' models need it")
 
 from ladderkern import ladder  # noqa: E402
 from ladderkern.testing import assert_within_budget  # noqa: E402

@@ -65,7 +65,7 @@ def test_rows_may_lie_apart(plain, dtype, gap):
 @pytest.mark.parametrize("hidden", [768, 1024])
 def test_sums_that_are_exact_give_the_bits_of_transformers(dtype, weight_dtype, hidden):
     """Multiples of 1/8 up to 4: each sum of squares is exact in any order, and nothing else may differ."""
-    llama = pytest.importorskip("transformers.models.llama.modeling_llama")
+    llama = pytest.importorskip("transformers.models.llama.modeling_llama", reason="the tests of transformers' models need it")
     generator = torch.Generator().manual_seed(0)
     x, update = (torch.randint(-16, 17, (50, hidden), generator=generator).div(8).to(dtype) for _ in range(2))
     norm = llama.LlamaRMSNorm(hidden, eps=1e-5).to(weight_dtype)

@@ -273,7 +273,7 @@ def test_names_of_models(name, shape):
 
 
 def test_shapes_come_from_configs_and_folders(tmp_path):
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="the tests of transformers' models need it")
     sizes = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8}
     config = transformers.LlamaConfig(**sizes, intermediate_size=14336, vocab_size=128256)
     config.save_pretrained(tmp_path)

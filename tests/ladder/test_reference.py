@@ -12,7 +12,7 @@ SIXTEEN = [torch.float32, torch.bfloat16, torch.float16]
 @pytest.mark.parametrize("weight_dtype", SIXTEEN, ids=str)
 @pytest.mark.parametrize("dtype", SIXTEEN, ids=str)
 def test_the_rounded_convention_is_transformers_bit_by_bit(dtype, weight_dtype):
-    llama = pytest.importorskip("transformers.models.llama.modeling_llama")
+    llama = pytest.importorskip("transformers.models.llama.modeling_llama", reason="the tests of transformers' models need it")
     norm = llama.LlamaRMSNorm(1000, eps=1e-5).to(weight_dtype)
     norm.weight.data.copy_(floats((1000,), seed=9))
     x, update, update2 = (floats((40, 1000), dtype, seed=seed) for seed in range(3))

@@ -197,7 +197,7 @@ def solutions():
 @pytest.fixture(scope="session")
 def trained_tokenizer():
     """A byte-level BPE tokenizer as Qwen's, with its special tokens, trained on the solutions."""
-    tokenizers = pytest.importorskip("tokenizers")
+    tokenizers = pytest.importorskip("tokenizers", reason="the tests of tokenizers need it")
     model = tokenizers.Tokenizer(tokenizers.models.BPE())
     model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     model.decoder = tokenizers.decoders.ByteLevel()
@@ -213,7 +213,7 @@ def trained_tokenizer():
 @pytest.fixture
 def tokenizer(trained_tokenizer):
     """The tokenizer in transformers' wrapper; a fresh one for each test."""
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="the tests of transformers' models need it")
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=trained_tokenizer,
         pad_token="<|endoftext|>",

@@ -5,7 +5,7 @@ import torch
 
 from ladderkern import prm
 
-transformers = pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers", reason="the tests of transformers' models need it")
 SYSTEM = "<|im_start|>system\nReason step by step.<|im_end|>\n"
 
 
@@ -151,7 +151,7 @@ def test_text_in_and_the_best_of_n_out(backend, tokenizer, model, features):
 
 
 def test_the_trainer_learns_labels_through_the_collator(tokenizer, features, tmp_path):
-    pytest.importorskip("accelerate")
+    pytest.importorskip("accelerate", reason="its integration is tested")
     config = transformers.Qwen2Config(
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
         num_key_value_heads=2, num_labels=2, pad_token_id=0,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("transformers", minversion="5.0")
+pytest.importorskip("transformers", minversion="5.0", reason="the tests of transformers' models need it")
 sys.path.insert(0, str(Path(__file__).parent))  # with --import-mode=importlib a test does not see its neighbours
 
 from fault_drill import IN_TIME, LIMIT, drill, judge
