@@ -14,12 +14,12 @@ from ladderkern.testing import floats, guarded, laid_out
 def calls(draw):
     """A call of any shape, with labels of every kind."""
     joint = draw(st.sampled_from([{}, SMOOTHED, UNSMOOTHED]))
-    codes = draw(st.one_of(st.integers(1, 70), st.sampled_from([128, 257, 513])))
+    codes = draw(st.one_of(st.integers(1, 70), st.sampled_from([128, 257, 513, 1025])))
     start, after = draw(st.integers(0, 9)), draw(st.integers(0, 9))
     storage = draw(st.sampled_from(["table", "codebook"]))
     metric = draw(st.sampled_from(["mse", "sqeuclidean", "euclidean"]))
     table = distance_table(codes, metric, storage, draw(st.sampled_from(FLOATS)), dim=draw(st.integers(1, 6)))
-    rows = draw(st.integers(0, 12))
+    rows = draw(st.integers(0, 24))
     generator = torch.Generator().manual_seed(draw(seeds))
     labels = torch.randint(0, start + codes + after, (rows,), generator=generator)
     labels[torch.rand(rows, generator=generator) < 0.2] = -100
